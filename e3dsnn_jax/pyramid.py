@@ -1,0 +1,262 @@
+"""The levels of a sparse network for one batch: coordinates and kernel maps.
+
+A level holds the voxels of one resolution, the map of the submanifold convolutions
+on it, and the map of the strided convolution to the next level. It is built once a
+batch and passed down the network, so that layers share maps by receiving them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Int, Int32
+
+from e3dsnn_jax.kernel_map import (
+    Kernel,
+    KernelMap,
+    Pairs,
+    block_size,
+    blocks_needed,
+    make_kernel,
+    pack_pairs,
+    strided_pairs,
+    submanifold_pairs,
+)
+
+SUBMANIFOLD = make_kernel(3)
+DOWN = make_kernel(2, stride=2)
+
+
+class Level(NamedTuple):
+    """Voxels of one resolution and the kernel maps that start from them."""
+
+    coords: Int32[np.ndarray | Array, "voxels axes"]
+    """Batch index and cell of each voxel; padding rows are -1 and come last."""
+    voxels_needed: Int32[np.ndarray | Array, ""]
+    """Number of voxels of the batch; larger than the capacity means overflow."""
+    submanifold: KernelMap
+    """Map of the 3x3x3 convolutions on this level."""
+    down: KernelMap | None
+    """Map of the strided convolution to the next level; None on the last one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MapCapacity:
+    """Static shape of one kernel map."""
+
+    blocks: int
+    """Number of blocks."""
+    pairs: int
+    """Pairs in a block."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelCapacity:
+    """Static shapes of one level."""
+
+    voxels: int
+    """Number of rows."""
+    submanifold: MapCapacity
+    """Shape of the submanifold map."""
+    down: MapCapacity | None
+    """Shape of the map to the next level; None on the last one."""
+
+
+Capacity = tuple[LevelCapacity, ...]
+
+
+class CapacityError(ValueError):
+    """A batch does not fit the static shapes that a program was compiled for."""
+
+
+def bucket_size(count: int, *, multiple: int = 256, growth: float = 1.25) -> int:
+    """The smallest bucket that holds `count` rows.
+
+    Buckets are multiples of `multiple` that grow by at least the factor `growth`, so
+    that counts from 1 to n meet at most about log(n) / log(growth) shapes.
+
+    Raises:
+      ValueError: If `multiple` is below 1 or `growth` does not exceed 1.
+    """
+    if multiple < 1 or growth <= 1:
+        raise ValueError(
+            f"buckets need multiple >= 1 and growth > 1, got {multiple=} {growth=}"
+        )
+    size = multiple
+    while size < count:
+        size = -(-max(int(size * growth), size + 1) // multiple) * multiple
+    return size
+
+
+class LevelPairs(NamedTuple):
+    """One level before it is padded: what decides the capacity it needs."""
+
+    coords: Int[np.ndarray, "voxels axes"]
+    submanifold: Pairs
+    down: Pairs | None
+
+
+def find_levels(
+    coords: Int[np.ndarray, "voxels axes"],
+    *,
+    num_levels: int,
+    downs: Sequence[Kernel] | None = None,
+    submanifold: Kernel = SUBMANIFOLD,
+    extent: tuple[int, ...] | None = None,
+) -> tuple[LevelPairs, ...]:
+    """Finds the voxels and pairs of every level of a batch.
+
+    Args:
+      coords: Sorted unique (batch, x, y, z) of the finest level, without padding.
+      num_levels: Number of levels.
+      downs: Geometry of each strided convolution; size 2, stride 2 if omitted.
+      submanifold: Geometry of the convolutions on a level.
+      extent: Cells of the finest grid along each axis. None: no upper bound, so that
+        no voxel is ever dropped on the way down.
+
+    Raises:
+      ValueError: On coordinates that are not sorted and unique, or if the number of
+        strided kernels is not one less than that of levels.
+    """
+    downs = [DOWN] * (num_levels - 1) if downs is None else downs
+    if len(downs) != num_levels - 1:
+        raise ValueError(
+            f"{num_levels} levels need {num_levels - 1} strided kernels, got "
+            f"{len(downs)}"
+        )
+    found = []
+    for down in downs:
+        same = submanifold_pairs(coords, submanifold)
+        coarse, pairs = strided_pairs(coords, down, extent=extent)
+        found.append(LevelPairs(coords, same, pairs))
+        coords = coarse
+        extent = None if extent is None else down.output_extent(extent)
+    found.append(LevelPairs(coords, submanifold_pairs(coords, submanifold), None))
+    return tuple(found)
+
+
+def fit_capacity(
+    batches: Sequence[tuple[LevelPairs, ...]], *, slack: float = 1.0
+) -> Capacity:
+    """Static shapes that hold each of these batches, `slack` times as large.
+
+    Raises:
+      ValueError: If there is no batch to fit.
+    """
+    if not batches:
+        raise ValueError("fit_capacity needs at least one batch to fit")
+
+    def rows(levels: Sequence[LevelPairs]) -> int:
+        largest = max(len(level.coords) for level in levels)
+        return bucket_size(math.ceil(largest * slack), multiple=64)
+
+    def shape(maps: Sequence[Pairs]) -> MapCapacity:
+        largest = max(int(pairs.counts.sum()) for pairs in maps)
+        size = block_size(largest, len(maps[0].counts))
+        needed = max(blocks_needed(pairs, pairs_per_block=size) for pairs in maps)
+        return MapCapacity(bucket_size(math.ceil(needed * slack), multiple=8), size)
+
+    capacity = []
+    for levels in zip(*batches, strict=True):
+        downs = [level.down for level in levels if level.down is not None]
+        same = [level.submanifold for level in levels]
+        capacity.append(
+            LevelCapacity(rows(levels), shape(same), shape(downs) if downs else None)
+        )
+    return tuple(capacity)
+
+
+def fits(levels: tuple[LevelPairs, ...], capacity: Capacity) -> bool:
+    """Whether a batch can be packed into a capacity."""
+    return not any(n > most for _, _, n, most in _requirements(levels, capacity))
+
+
+def _requirements(levels: tuple[LevelPairs, ...], capacity: Capacity):
+    """Yields (what, unit, needed, capacity) for every static size."""
+    for index, (level, shape) in enumerate(zip(levels, capacity, strict=True)):
+        yield f"level {index}", "voxels", len(level.coords), shape.voxels
+        maps = [("submanifold", level.submanifold, shape.submanifold)]
+        if level.down is not None and shape.down is not None:
+            maps.append(("down", level.down, shape.down))
+        for name, pairs, size in maps:
+            needed = blocks_needed(pairs, pairs_per_block=size.pairs)
+            yield f"level {index} {name} map", "blocks", needed, size.blocks
+
+
+def pack_levels(
+    levels: tuple[LevelPairs, ...], capacity: Capacity
+) -> tuple[Level, ...]:
+    """Pads every level to static shapes.
+
+    Raises:
+      CapacityError: If the batch does not fit, with both numbers.
+      ValueError: If the capacity is of another number of levels.
+    """
+    if len(levels) != len(capacity):
+        raise ValueError(f"{len(levels)} levels, but a capacity of {len(capacity)}")
+    for what, unit, needed, most in _requirements(levels, capacity):
+        if needed > most:
+            raise CapacityError(
+                f"{what} needs {needed} {unit} but the capacity is {most}: raise the "
+                "capacity or use fewer clouds a batch"
+            )
+
+    def pack(pairs: Pairs, size: MapCapacity, num_in: int, num_out: int) -> KernelMap:
+        return pack_pairs(
+            pairs,
+            num_in=num_in,
+            num_out=num_out,
+            pairs_per_block=size.pairs,
+            blocks_capacity=size.blocks,
+        )
+
+    packed = []
+    for index, (level, shape) in enumerate(zip(levels, capacity, strict=True)):
+        rows = shape.voxels
+        coords = np.full((rows, level.coords.shape[1]), -1, np.int32)
+        coords[: len(level.coords)] = level.coords
+        down = None
+        if level.down is not None and shape.down is not None:
+            down = pack(level.down, shape.down, rows, capacity[index + 1].voxels)
+        same = pack(level.submanifold, shape.submanifold, rows, rows)
+        count = np.asarray(len(level.coords), np.int32)
+        packed.append(Level(coords, count, same, down))
+    return tuple(packed)
+
+
+def build_pyramid(
+    coords: Int[np.ndarray, "voxels axes"],
+    *,
+    num_levels: int,
+    capacity: Capacity | None = None,
+    downs: Sequence[Kernel] | None = None,
+    submanifold: Kernel = SUBMANIFOLD,
+    extent: tuple[int, ...] | None = None,
+) -> tuple[Level, ...]:
+    """Builds every level of a batch on the host: `find_levels`, then `pack_levels`.
+
+    Args:
+      coords: Sorted unique (batch, x, y, z) of the finest level, without padding.
+      num_levels: Number of levels.
+      capacity: Static shapes; fitted to this batch if omitted.
+      downs: Geometry of each strided convolution; size 2, stride 2 if omitted.
+      submanifold: Geometry of the convolutions on a level.
+      extent: Cells of the finest grid along each axis. None: no upper bound.
+
+    Returns:
+      The levels, finest first, padded to the capacity.
+
+    Raises:
+      CapacityError: If the batch does not fit, with both numbers.
+      ValueError: As `find_levels`.
+    """
+    found = find_levels(
+        coords,
+        num_levels=num_levels,
+        downs=downs,
+        submanifold=submanifold,
+        extent=extent,
+    )
+    return pack_levels(found, capacity or fit_capacity([found]))

@@ -1,0 +1,1 @@
+"""Training: optimizers, state, compiled steps, metrics, checkpoints and the loop."""

@@ -1,0 +1,1 @@
+"""Similarity of neural representations: SVCCA and its relatives."""
