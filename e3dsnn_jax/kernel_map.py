@@ -138,63 +138,103 @@ def check_coords(coords: Int[np.ndarray, "voxels axes"], what: str) -> None:
         )
 
 
-def _translate(
-    coords: Int[np.ndarray, "voxels axes"], shifts: list[tuple[int, ...]], run: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows found at `coords + shift` for each shift and `run` steps along the last.
+class _Column(NamedTuple):
+    """Consecutive cells along the last axis, searched in one go."""
 
-    The sorted coordinates form a trie: (batch), (batch, x), (batch, x, y), ... Each
-    level is searched by `parent rank * span + coordinate`, so that keys stay below
-    (rows * span of one axis) and extents have no limit. Returns (sender, receiver)
-    rows of each shift and step, receivers ascending.
+    shift: tuple[int, ...]
+    """Where the run starts, relative to the receiver."""
+    run: int
+    """Number of consecutive cells."""
+
+
+class _TrieLevel(NamedTuple):
+    """Nodes of one depth: the distinct prefixes of the sorted coordinates."""
+
+    keys: Int[np.ndarray, " nodes"]
+    """Ascending: rank of the parent times `span`, plus the node's coordinate."""
+    parent: Int[np.ndarray, " nodes"]
+    column: Int[np.ndarray, " nodes"]
+    span: int
+
+
+def _make_trie(
+    coords: Int[np.ndarray, "voxels axes"], reach: list[int]
+) -> list[_TrieLevel]:
+    """Prefixes (batch), (batch, x), (batch, x, y), ... of sorted coordinates.
+
+    Each depth is searched by a key below (rows * span of one axis), so that extents
+    have no limit; `reach` leaves room at both ends of each axis, so that a shifted
+    coordinate never runs into the next parent.
     """
-    num_axes = coords.shape[1]
-    reach = [0] * num_axes
-    for shift in shifts:
-        for axis, step in enumerate(shift):
+    levels = []
+    rank = np.zeros(len(coords), np.int64)
+    for axis, margin in enumerate(reach):
+        column = coords[:, axis].astype(np.int64)
+        column -= column.min() - margin
+        span = int(column.max()) + margin + 1
+        keys = rank * span + column
+        starts = np.empty(len(keys), bool)
+        starts[0] = True
+        np.not_equal(keys[1:], keys[:-1], out=starts[1:])
+        size = np.int32 if (int(rank[-1]) + 1) * span < 2**31 - 1 else np.int64
+        nodes = np.flatnonzero(starts)
+        levels.append(
+            _TrieLevel(
+                keys[nodes].astype(size),
+                rank[nodes].astype(size),
+                column[nodes].astype(size),
+                span,
+            )
+        )
+        rank = np.cumsum(starts) - 1
+    return levels
+
+
+def _translate(
+    coords: Int[np.ndarray, "voxels axes"], columns: list[_Column]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(sender, receiver) rows at every cell of each column, receivers ascending."""
+    reach = [0] * coords.shape[1]
+    for shift, run in columns:
+        ends = (*shift[:-1], max(abs(shift[-1]), abs(shift[-1] + run - 1)))
+        for axis, step in enumerate(ends):
             reach[axis + 1] = max(reach[axis + 1], abs(step))
-    reach[-1] += run - 1
-    ranks = np.zeros(len(coords), np.int64)
-    levels = []  # of each axis: sorted keys, parent and coordinate of its nodes, span
-    node = np.zeros(len(coords), np.int64)
-    for axis in range(num_axes):
-        column = coords[:, axis].astype(np.int64) - int(coords[:, axis].min())
-        column += reach[axis]
-        span = int(column.max()) + reach[axis] + 1
-        keys = node * span + column
-        starts = np.concatenate([[True], keys[1:] != keys[:-1]])
-        levels.append((keys[starts], node[starts], column[starts], span))
-        ranks = np.cumsum(starts) - 1
-        node = ranks
-    found: dict[tuple[int, ...], np.ndarray] = {(): np.arange(len(levels[0][0]))}
+    trie = _make_trie(coords, reach)
+    found = {(): np.arange(len(trie[0].keys))}
 
     def neighbours(prefix: tuple[int, ...]) -> np.ndarray:
         """Rank of the node at a shifted prefix for every node, -1 where none."""
         if prefix not in found:
-            keys, parent, column, span = levels[len(prefix)]
-            queries = neighbours(prefix[:-1])[parent] * span + column + prefix[-1]
-            at = np.searchsorted(keys, queries)
-            at[at == len(keys)] = 0
-            found[prefix] = np.where(keys[at] == queries, at, -1)
+            keys, parent, column, span = trie[len(prefix)]
+            if not any(prefix):
+                found[prefix] = np.arange(len(keys), dtype=keys.dtype)
+            else:
+                above = neighbours(prefix[:-1]).astype(keys.dtype)
+                queries = above[parent] * span + (column + prefix[-1])
+                at = np.searchsorted(keys, queries)
+                at[at == len(keys)] = 0
+                found[prefix] = np.where(keys[at] == queries, at, -1)
         return found[prefix]
 
-    keys, parent, column, span = levels[-1]
-    padded = np.append(keys, np.iinfo(np.int64).max)
+    keys, parent, column, span = trie[-1]
+    padded = np.append(keys, np.iinfo(keys.dtype).max)
     results = []
-    for shift in shifts:
-        above = neighbours(shift[:-1])[parent]
+    for shift, run in columns:
+        above = neighbours(shift[:-1]).astype(keys.dtype)[parent]
         receivers = np.flatnonzero(above >= 0)
-        queries = above[receivers] * span + column[receivers] + shift[-1]
+        queries = above[receivers] * span + (column[receivers] + shift[-1])
         at = np.searchsorted(keys, queries)
         for _ in range(run):
             hit = padded[at] == queries
             results.append((at[hit], receivers[hit]))
-            at = at + hit  # keys are whole and unique: the next one up is one further
-            queries = queries + 1
+            at += hit  # keys are whole and unique: the next one up is one further
+            queries += 1
     return results
 
 
-def submanifold_pairs(coords: Int[np.ndarray, "voxels axes"], kernel: Kernel) -> Pairs:
+def submanifold_pairs(
+    coords: Int[np.ndarray, "voxels axes"], kernel: Kernel, *, check: bool = True
+) -> Pairs:
     """Pairs of a submanifold convolution: outputs sit exactly on the inputs.
 
     Half of the offsets are searched; the other half mirrors them.
@@ -202,6 +242,7 @@ def submanifold_pairs(coords: Int[np.ndarray, "voxels axes"], kernel: Kernel) ->
     Args:
       coords: Sorted unique coordinates (batch, then spatial axes).
       kernel: Odd sizes; stride and padding have no meaning here and must be 1 and 0.
+      check: Make sure that the coordinates are sorted and unique.
 
     Returns:
       The pairs, in row-major order of the offsets.
@@ -219,7 +260,8 @@ def submanifold_pairs(coords: Int[np.ndarray, "voxels axes"], kernel: Kernel) ->
             "a submanifold kernel has stride 1 and padding 0, got "
             f"stride={kernel.stride} padding={kernel.padding}"
         )
-    check_coords(coords, "submanifold input")
+    if check:
+        check_coords(coords, "submanifold input")
     middle = kernel.num_offsets // 2
     every = np.arange(len(coords))
     centres = [size // 2 for size in kernel.size]
@@ -230,16 +272,14 @@ def submanifold_pairs(coords: Int[np.ndarray, "voxels axes"], kernel: Kernel) ->
         )
         for offset in kernel.offsets()[middle + 1 :]
     ]
-    if not len(coords) or not shifts:
-        found = [(every[:0], every[:0]) for _ in shifts]
-    elif kernel.dilation[-1] == 1:
-        depth = kernel.size[-1]
-        own, columns = shifts[: depth // 2], shifts[depth // 2 :: depth]
-        found = _translate(coords, own[:1], len(own)) if own else []
-        if columns:
-            found += _translate(coords, columns, depth)
+    depth = kernel.size[-1] if kernel.dilation[-1] == 1 else 1
+    own = depth // 2  # cells above the centre in its own column
+    columns = [_Column(shifts[0], own)] if own else []
+    columns += [_Column(shift, depth) for shift in shifts[own::depth]]
+    if len(coords) and columns:
+        found = _translate(coords, columns)
     else:
-        found = _translate(coords, shifts, 1)
+        found = [(every[:0], every[:0]) for _ in shifts]
     mirrored = [(receivers, senders) for senders, receivers in reversed(found)]
     return _join([*mirrored, (every, every), *found])
 
@@ -257,6 +297,7 @@ def strided_pairs(
     kernel: Kernel,
     *,
     extent: tuple[int, ...] | None = None,
+    check: bool = True,
 ) -> tuple[Int[np.ndarray, "outputs axes"], Pairs]:
     """Outputs and pairs of a strided convolution: every cell that an input reaches.
 
@@ -266,6 +307,7 @@ def strided_pairs(
       extent: Cells of the input grid along each spatial axis. It bounds the outputs
         (with size 2, stride 2 and an odd extent the last slab is dropped, as in the
         published stack). None: no upper bound.
+      check: Make sure that the coordinates are sorted and unique.
 
     Returns:
       The sorted unique output coordinates, and the pairs.
@@ -275,7 +317,8 @@ def strided_pairs(
 
     Source: `SparseConv3d` of the published stack.
     """
-    check_coords(coords, "strided input")
+    if check:
+        check_coords(coords, "strided input")
     coords = coords.astype(np.int64)
     if extent is not None and len(coords):
         highest = tuple(coords[:, 1:].max(0).tolist())
@@ -287,6 +330,12 @@ def strided_pairs(
     bounds = (None,) * (coords.shape[1] - 1)
     if extent is not None:
         bounds = kernel.output_extent(extent)
+    if (
+        kernel.size == kernel.stride
+        and set(kernel.padding) == {0}
+        and set(kernel.dilation) == {1}
+    ):
+        return _partition(coords, kernel, bounds)
     # The cell that each row reaches, one axis and one tap at a time.
     cells, valid = [], []
     for axis, bound in enumerate(bounds):
@@ -310,6 +359,32 @@ def strided_pairs(
     ends = np.cumsum([len(rows) for rows in senders])
     parts = zip(senders, np.split(place, ends[:-1]), strict=True)
     return unique.T.astype(np.int32), _join(list(parts))
+
+
+def _partition(
+    coords: Int[np.ndarray, "voxels axes"],
+    kernel: Kernel,
+    bounds: tuple[int | None, ...],
+) -> tuple[Int[np.ndarray, "outputs axes"], Pairs]:
+    """`strided_pairs` where kernels tile the grid: one output an input."""
+    rows = np.arange(len(coords))
+    for axis, bound in enumerate(bounds):
+        if bound is not None:
+            cut = bound * kernel.stride[axis]
+            rows = rows[coords[rows, axis + 1] < cut]
+    kept = coords if len(rows) == len(coords) else coords[rows]
+    reached, offset = [kept[:, 0]], np.zeros(len(kept), np.int64)
+    for axis, stride in enumerate(kernel.stride):
+        cell, tap = np.divmod(kept[:, axis + 1], stride)
+        reached.append(cell)
+        offset = offset * stride + tap
+    unique, place = _unique_columns(np.stack(reached))
+    order = np.argsort(offset, kind="stable")
+    counts = np.bincount(offset, minlength=kernel.num_offsets)
+    pairs = Pairs(
+        rows[order].astype(np.int32), place[order].astype(np.int32), counts
+    )
+    return unique.T.astype(np.int32), pairs
 
 
 def _unique_columns(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

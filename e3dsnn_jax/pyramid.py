@@ -19,6 +19,7 @@ from e3dsnn_jax.kernel_map import (
     Pairs,
     block_size,
     blocks_needed,
+    check_coords,
     make_kernel,
     pack_pairs,
     strided_pairs,
@@ -126,14 +127,16 @@ def find_levels(
             f"{num_levels} levels need {num_levels - 1} strided kernels, got "
             f"{len(downs)}"
         )
+    check_coords(coords, "finest level")
     found = []
-    for down in downs:
-        same = submanifold_pairs(coords, submanifold)
-        coarse, pairs = strided_pairs(coords, down, extent=extent)
+    for down in downs:  # outputs are sorted and unique by construction
+        same = submanifold_pairs(coords, submanifold, check=False)
+        coarse, pairs = strided_pairs(coords, down, extent=extent, check=False)
         found.append(LevelPairs(coords, same, pairs))
         coords = coarse
         extent = None if extent is None else down.output_extent(extent)
-    found.append(LevelPairs(coords, submanifold_pairs(coords, submanifold), None))
+    same = submanifold_pairs(coords, submanifold, check=False)
+    found.append(LevelPairs(coords, same, None))
     return tuple(found)
 
 

@@ -5,6 +5,7 @@ features of one of its points or their mean. The stem of the network turns those
 real features into spikes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -107,9 +108,14 @@ def voxelize(
             "axis, more than 2**31; use a larger voxel_size or remove outliers"
         )
     cells = cells.astype(np.int64)
-    order = np.lexsort(cells.T[::-1])
+    spans = [int(top) + 1 for top in cells.max(0)]
+    if math.prod(spans) < 2**62:  # one key orders them; else three
+        key = (cells[:, 0] * spans[1] + cells[:, 1]) * spans[2] + cells[:, 2]
+        order = np.argsort(key, kind="stable")
+    else:
+        order = np.lexsort(cells.T[::-1])
     cells = cells[order]
-    new = np.concatenate([[True], (cells[1:] != cells[:-1]).any(1)])
+    new = np.append(True, (cells[1:] != cells[:-1]).any(1))
     starts = np.flatnonzero(new)
     voxel_of_point = np.empty(len(points), np.int64)
     voxel_of_point[order] = np.cumsum(new) - 1

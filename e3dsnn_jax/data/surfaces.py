@@ -198,15 +198,11 @@ def _wall(outline: Float[np.ndarray, "corners 2"], height: float) -> Surface:
     along = end - start
     out = np.stack([along[:, 1], -along[:, 0], np.zeros(len(along))], axis=1)
     out /= np.linalg.norm(out, axis=1, keepdims=True)
-    bottom = np.stack([start, end, start, end, end, start], axis=1)
-    z = np.array([0, 0, 1, 1, 1, 0]) * height
-    # Corner order (start low, end low, start high), (end high, end high...) is spelt
-    # out below, as the two halves of a face share the edge from end low to start high.
-    bottom[:, 3:] = np.stack([end, start, end], axis=1)
-    z[3:] = height, height, 0
-    corners = np.concatenate(
-        [bottom, np.broadcast_to(z[:, None], (len(along), 6, 1))], axis=2
+    low, right, up, far = (
+        np.insert(corner, 2, z, axis=1)
+        for corner, z in ((start, 0.0), (end, 0.0), (start, height), (end, height))
     )
+    corners = np.stack([low, right, up, far, up, right], axis=1)
     normals = np.repeat(out[:, None], 6, axis=1)
     return Surface(corners.reshape(-1, 3, 3), normals.reshape(-1, 3, 3))
 
@@ -227,9 +223,7 @@ def tube(
         sides[step] = side
     other = np.cross(direction, sides)
     angle = np.linspace(0, 2 * np.pi, segments + 1)[:, None]
-    normals = (
-        np.cos(angle) * sides[:, None, :] + np.sin(angle) * other[:, None, :]
-    )
+    normals = np.cos(angle) * sides[:, None, :] + np.sin(angle) * other[:, None, :]
     return _grid(path[:, None, :] + radius * normals, normals)
 
 
@@ -238,9 +232,7 @@ def arc(
 ) -> Float[np.ndarray, "steps 3"]:
     """Points of a circle about the origin in the x-z plane, angles from the x axis."""
     angle = np.linspace(start, end, steps)
-    return radius * np.stack(
-        [np.cos(angle), np.zeros(steps), np.sin(angle)], axis=1
-    )
+    return radius * np.stack([np.cos(angle), np.zeros(steps), np.sin(angle)], axis=1)
 
 
 def regular_polygon(

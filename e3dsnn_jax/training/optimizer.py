@@ -4,15 +4,14 @@ Everything counts *optimizer updates*, from 0: with gradient accumulation one up
 covers several micro-batches, and `total_steps` is the number of updates.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,8 @@ class Cosine:
 
 Optimizer = Sgd | AdamW
 Schedule = MultiStep | OneCycle | Cosine
-# A hyperparameter as a function of the optimizer update, both scalars on the device.
-StepFunction = Callable[[Int[Array, ""]], Float[Array, ""]]
+# A hyperparameter as a function of the optimizer update (an `optax.Schedule`).
+StepFunction = Callable[[ArrayLike], Float[Array, ""]]
 
 
 def make_schedule(
@@ -227,18 +226,14 @@ def make_optimizer(
     return optax.chain(clip, rule, optax.scale_by_learning_rate(learning_rate))
 
 
-def _momentum(
-    sgd: Sgd, momentum: StepFunction | None
-) -> optax.GradientTransformation:
+def _momentum(sgd: Sgd, momentum: StepFunction | None) -> optax.GradientTransformation:
     if momentum is None:
         return optax.trace(decay=sgd.momentum, nesterov=sgd.nesterov)
     scheduled = optax.inject_hyperparams(optax.trace, static_args=("nesterov",))
     return scheduled(decay=momentum, nesterov=sgd.nesterov)
 
 
-def _moments(
-    adamw: AdamW, beta1: StepFunction | None
-) -> optax.GradientTransformation:
+def _moments(adamw: AdamW, beta1: StepFunction | None) -> optax.GradientTransformation:
     if beta1 is None:
         return optax.scale_by_adam(b1=adamw.b1, b2=adamw.b2, eps=adamw.eps)
     fixed = ("b2", "eps", "eps_root", "nesterov")
@@ -262,8 +257,8 @@ def _multi_step(schedule: MultiStep, peak: float, total_steps: int) -> StepFunct
         jnp.float32,
     )
 
-    def learning_rate(step: Int[Array, ""]) -> Float[Array, ""]:
-        return rates[jnp.sum(step >= boundaries)]
+    def learning_rate(step: ArrayLike) -> Float[Array, ""]:
+        return rates[jnp.sum(jnp.asarray(step, jnp.int32) >= boundaries)]
 
     return learning_rate
 
@@ -277,8 +272,8 @@ def _cycle(
     # before update 0 in very short runs; then the whole run is the fall.
     rise_end = warmup * total_steps - 1.0
 
-    def value(step: Int[Array, ""]) -> Float[Array, ""]:
-        i = jnp.minimum(step.astype(jnp.float32), last)
+    def value(step: ArrayLike) -> Float[Array, ""]:
+        i = jnp.minimum(jnp.asarray(step, jnp.float32), last)
         rise = jnp.clip(i / max(rise_end, 1e-6), 0.0, 1.0)
         fall = jnp.clip((i - rise_end) / max(last - rise_end, 1e-6), 0.0, 1.0)
         return jnp.where(
@@ -294,8 +289,8 @@ def _warmup_cosine(schedule: Cosine, peak: float, total_steps: int) -> StepFunct
     rising = min(round(schedule.warmup * total_steps), total_steps - 1)
     falling = max(total_steps - 1 - rising, 1)
 
-    def learning_rate(step: Int[Array, ""]) -> Float[Array, ""]:
-        i = step.astype(jnp.float32)
+    def learning_rate(step: ArrayLike) -> Float[Array, ""]:
+        i = jnp.asarray(step, jnp.float32)
         fall = jnp.clip((i - rising) / falling, 0.0, 1.0)
         return jnp.where(
             i < rising,

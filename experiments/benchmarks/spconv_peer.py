@@ -25,20 +25,26 @@ import spconv.pytorch as spconv
 import torch
 from jaxtyping import Float, Int
 from spconv.core import ConvAlgo
+from spconv.pytorch import ops
 from torch import nn
 
 # The published code leaves this room around the batch's extent.
 _MARGIN = 96
 
+if not torch.cuda.is_available():
+    # The backward pass asks for the CUDA stream even where it then runs on the CPU and
+    # never uses it; torch without CUDA raises at that question.
+    ops.get_current_stream = lambda: 0
+
 
 class _SpikeFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, membrane):  # noqa: D102
+    def forward(ctx, membrane):
         ctx.save_for_backward((membrane > 0) & (membrane < 4))
         return membrane.clamp(0, 4).add_(0.5).floor_()
 
     @staticmethod
-    def backward(ctx, gradient):  # noqa: D102
+    def backward(ctx, gradient):
         (inside,) = ctx.saved_tensors
         return gradient * inside
 
@@ -61,7 +67,7 @@ def _submanifold(c_in: int, c_out: int, level: str) -> spconv.SubMConv3d:
     )
 
 
-class Block(nn.Module):
+class Block(spconv.SparseModule):
     """A convolution and then two, each pair added to the membranes it started from."""
 
     def __init__(self, channels: int, level: str):

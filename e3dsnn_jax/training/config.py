@@ -1,0 +1,212 @@
+"""What a training run is: frozen dataclasses, one for each part.
+
+They are the command line of `e3dsnn train` (every field is an option, the text under
+it is its help) and the `config.json` of a run folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from e3dsnn_jax.backbone import VARIANTS, Architecture
+from e3dsnn_jax.data.augment import Augment
+from e3dsnn_jax.spike import Neuron
+from e3dsnn_jax.training.optimizer import MultiStep, Optimizer, Schedule, Sgd
+
+Variant = Literal["T", "S", "L", "H"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which clouds are used, and how they become voxels."""
+
+    path: Path | None = None
+    """Folder of the data set; its kind is found from its files. Without it, the
+    embedded procedural shapes are used, which need no download."""
+    points_per_cloud: int | None = None
+    """Points kept of each cloud, farthest first; all of them if omitted."""
+    voxel_size: float = 0.05
+    """Edge of a voxel, in units of the normalised cloud (farthest point at 1)."""
+    normals: bool = True
+    """Feed normals beside coordinates: 6 input channels instead of 3."""
+    fraction: float = 1.0
+    """Part of the training clouds that is used, the same part of every class."""
+    hold_out: str | None = None
+    """Name of a training shard, such as train_5.npz, that is left out of training and
+    evaluated instead of the test split: for choosing a recipe."""
+    workers: int = 0
+    """Worker processes that prepare batches; 0 prepares them in this process."""
+    prefetch: int = 4
+    """Batches that are prepared ahead."""
+    capacity_slacks: tuple[float, ...] = (1.1, 1.6)
+    """Room, above the largest of some sampled batches, of the static shapes that
+    programs are compiled for; one program each, a batch takes the first that holds
+    it."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network is trained."""
+
+    variant: Variant = "T"
+    """Size of the network: 1.87, 3.27, 17.3 or 46.6 million parameters."""
+    neuron: Neuron = field(default_factory=Neuron)
+    """What turns membranes into spikes."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the convolutions; parameters and statistics stay float32."""
+    architecture: Annotated[Architecture | None, tyro.conf.Suppress] = None
+    """Layer sizes that replace those of the variant; in_channels must then be 6 with
+    normals and 3 without."""
+
+    def resolve_architecture(self, *, normals: bool) -> Architecture:
+        """The layer sizes, with the input channels that the data give.
+
+        Raises:
+          ValueError: If `architecture` expects other input channels.
+        """
+        channels = 6 if normals else 3
+        if self.architecture is None:
+            return dataclasses.replace(VARIANTS[self.variant], in_channels=channels)
+        if self.architecture.in_channels != channels:
+            raise ValueError(
+                f"model.architecture has in_channels={self.architecture.in_channels} "
+                f"but data.normals={normals} gives {channels} channels a voxel"
+            )
+        return self.architecture
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the network is trained; the defaults are the published ModelNet40 recipe."""
+
+    epochs: int = 300
+    """Passes over the training clouds."""
+    batch_size: int = 16
+    """Clouds of one step over all devices."""
+    optimizer: Optimizer = field(default_factory=Sgd)
+    """Update rule with its peak learning rate."""
+    schedule: Schedule = field(default_factory=MultiStep)
+    """Shape of the learning rate over the run."""
+    label_smoothing: float = 0.2
+    """Probability mass spread over all classes in the targets."""
+    augment: Augment = field(default_factory=Augment)
+    """Random changes of the training clouds."""
+    ema_decay: float | None = None
+    """Decay of the moving average of the parameters that is evaluated; none if
+    omitted."""
+    votes: int = 1
+    """Random voxelisations of a cloud whose probabilities are averaged in the
+    evaluation; 1 is a single pass, as published."""
+    accumulate: int = 1
+    """Steps whose gradients are averaged into one update."""
+    clip_norm: float | None = None
+    """Largest global norm of a gradient; no limit if omitted."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Trains a classifier of point clouds; run the same command again to resume."""
+
+    run: Path = Path("runs/train")
+    """Folder of the run: configuration, metrics, checkpoints, figures."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+    seed: int = 0
+    """Seed of the parameters, the order of the clouds and their augmentation."""
+    devices: int | None = None
+    """Devices that share each batch. If omitted: all accelerators, or on a CPU as many
+    virtual devices as there are cores and as divide the batch."""
+    evaluate_every_epochs: int = 10
+    """Epochs between evaluations; there is always one at the end."""
+    checkpoint_every_epochs: int = 1
+    """Epochs between checkpoints."""
+    checkpoint_every_steps: int | None = None
+    """Steps between further checkpoints, for long epochs; none if omitted."""
+    keep: int = 2
+    """Latest checkpoints that are kept, beside the best one."""
+    log_every_steps: int = 10
+    """Steps averaged into one line of metrics.jsonl."""
+
+
+PAPER_RECIPE = Recipe()
+"""SGD 0.1 with Nesterov momentum 0.9 and weight decay 1e-3, times 0.1 at 60 % and at
+80 % of the steps, label smoothing 0.2, batches of 16, 300 epochs.
+
+Source: the ModelNet40 configuration of the E-3DSNN authors' code.
+"""
+
+# Fields that change how a run goes, but not what it computes: a run may be resumed with
+# other values of these.
+FREE_FIELDS = (
+    "run",
+    "data.workers",
+    "data.prefetch",
+    "data.capacity_slacks",
+    "checkpoint_every_epochs",
+    "checkpoint_every_steps",
+    "keep",
+)
+
+
+def check_config(config: TrainConfig) -> None:
+    """Refuses values that no run could use, before anything expensive starts.
+
+    Raises:
+      ValueError: Names the field, its value and what is expected.
+    """
+    data, recipe = config.data, config.recipe
+    positive = {
+        "data.voxel_size": data.voxel_size,
+        "data.prefetch": data.prefetch,
+        "recipe.epochs": recipe.epochs,
+        "recipe.batch_size": recipe.batch_size,
+        "recipe.votes": recipe.votes,
+        "recipe.accumulate": recipe.accumulate,
+        "evaluate_every_epochs": config.evaluate_every_epochs,
+        "checkpoint_every_epochs": config.checkpoint_every_epochs,
+        "keep": config.keep,
+        "log_every_steps": config.log_every_steps,
+    }
+    optional = {
+        "data.points_per_cloud": data.points_per_cloud,
+        "recipe.clip_norm": recipe.clip_norm,
+        "devices": config.devices,
+        "checkpoint_every_steps": config.checkpoint_every_steps,
+    }
+    positive |= {name: value for name, value in optional.items() if value is not None}
+    for name, value in positive.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if not 0 < data.fraction <= 1:
+        raise ValueError(f"data.fraction must lie in (0, 1], got {data.fraction}")
+    if data.workers < 0:
+        raise ValueError(f"data.workers must be 0 or more, got {data.workers}")
+    if not 0 <= recipe.label_smoothing < 1:
+        raise ValueError(
+            f"recipe.label_smoothing must lie in [0, 1), got {recipe.label_smoothing}"
+        )
+    if recipe.ema_decay is not None and not 0 < recipe.ema_decay < 1:
+        raise ValueError(f"recipe.ema_decay must lie in (0, 1), got {recipe.ema_decay}")
+    slacks = data.capacity_slacks
+    if not slacks or min(slacks) < 1 or list(slacks) != sorted(set(slacks)):
+        raise ValueError(
+            f"data.capacity_slacks must be rising numbers from 1 on, got {slacks}"
+        )
+    if config.seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {config.seed}")
+    if config.devices is not None and recipe.batch_size % config.devices:
+        raise ValueError(
+            f"recipe.batch_size={recipe.batch_size} cannot be split evenly over "
+            f"devices={config.devices}"
+        )
+    if data.hold_out is not None and data.path is None:
+        raise ValueError(
+            f"data.hold_out={data.hold_out} needs data.path, a folder of npz shards; "
+            "the embedded shapes have no shards"
+        )
