@@ -10,6 +10,7 @@ Source: the file format of `torch.serialization` (format version 1, zip archives
 """
 
 import os
+import reprlib
 import struct
 import zipfile
 from collections import OrderedDict
@@ -57,6 +58,8 @@ _DTYPES = {
 # Views of more bytes than this are refused: copying one could fill any memory.
 _EXPANDED_BYTES_LIMIT = 1 << 20
 _MAX_AXES = 64
+# Folder inside the archives that are written; any name will do.
+_ROOT = "archive"
 
 
 class _Storage(NamedTuple):
@@ -182,7 +185,7 @@ def _check_identity(identity: Any) -> tuple[str, str, int]:
         ):
             return kind, key, count
         case _:
-            raise ValueError(f"not a reference to a storage: {identity!r}")
+            raise ValueError(f"not a reference to a storage: {reprlib.repr(identity)}")
 
 
 def _decode(raw: bytes, dtype: np.dtype, *, big_endian: bool) -> np.ndarray:
@@ -207,9 +210,11 @@ def _tensor(
     """Returns the view of a storage that the arguments of a tensor describe."""
     del requires_grad, hooks
     if metadata:
-        raise ValueError(f"a tensor carries metadata that changes it: {metadata!r}")
+        raise ValueError(
+            f"a tensor carries metadata that changes it: {reprlib.repr(metadata)}"
+        )
     if not isinstance(storage, _Storage):
-        raise ValueError(f"a tensor is made of {storage!r}, which is no storage")
+        raise ValueError(f"a tensor is made of a {type(storage).__name__}, no storage")
     return _view(storage, storage.values, offset, size, stride)
 
 
@@ -226,9 +231,9 @@ def _tensor_with_dtype(
     """Like `_tensor`, of an untyped storage."""
     del requires_grad, hooks
     if not isinstance(dtype, Global) or dtype.name not in _DTYPES:
-        raise ValueError(f"a tensor has the unknown element type {dtype!r}")
+        raise ValueError(f"a tensor has an unknown type: {reprlib.repr(dtype)}")
     if metadata or not isinstance(storage, _Storage):
-        raise ValueError(f"a tensor is made of {storage!r} with {metadata!r}")
+        raise ValueError("a tensor has metadata, or is made of something else")
     values = _decode(
         storage.values.tobytes(), _DTYPES[dtype.name], big_endian=storage.big_endian
     )
@@ -240,7 +245,10 @@ def _view(
 ) -> np.ndarray:
     numbers = (offset, *size, *stride)
     if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError(f"offset, size and stride must be counts, got {numbers}")
+        raise ValueError(
+            "offset, sizes and strides of a tensor must be whole numbers >= 0, got "
+            f"{reprlib.repr(numbers)}"
+        )
     if len(size) != len(stride) or len(size) > _MAX_AXES:
         raise ValueError(f"a tensor has {len(size)} sizes and {len(stride)} strides")
     # Python integers: these products cannot overflow.
@@ -284,7 +292,9 @@ def _numpy_dtype(code: Any, align: Any = False, copy: Any = True) -> np.dtype:
     del align, copy
     dtype = np.dtype(code) if isinstance(code, str) else None
     if dtype is None or dtype.kind not in "biufc":
-        raise ValueError(f"a NumPy value has type {code!r}; only numbers are read")
+        raise ValueError(
+            f"a NumPy value has type {reprlib.repr(code)}; only numbers are read"
+        )
     return dtype
 
 
@@ -299,7 +309,9 @@ def _numpy_scalar(dtype: Any, raw: Any) -> Any:
 def _encoded_bytes(text: Any, codec: Any) -> bytes:
     # How protocol 2 spells a bytes value.
     if not isinstance(text, str) or codec != "latin1":
-        raise ValueError(f"bytes are spelled as text in latin1, not {codec!r}")
+        raise ValueError(
+            f"bytes are spelled as text in latin1, not {reprlib.repr(codec)}"
+        )
     return text.encode("latin1")
 
 
@@ -346,16 +358,15 @@ def write_pth(content: Any, path: str | Path) -> None:
         program = write_plain_pickle(_describe(content, storages, where="content"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    root = path.stem
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
             # ZipInfo, not a name: its date is fixed, so equal content is equal bytes.
-            archive.writestr(zipfile.ZipInfo(f"{root}/data.pkl"), program)
-            archive.writestr(zipfile.ZipInfo(f"{root}/byteorder"), b"little")
+            archive.writestr(zipfile.ZipInfo(f"{_ROOT}/data.pkl"), program)
+            archive.writestr(zipfile.ZipInfo(f"{_ROOT}/byteorder"), b"little")
             for key, raw in enumerate(storages):
-                archive.writestr(zipfile.ZipInfo(f"{root}/data/{key}"), raw)
-            archive.writestr(zipfile.ZipInfo(f"{root}/version"), b"3\n")
+                archive.writestr(zipfile.ZipInfo(f"{_ROOT}/data/{key}"), raw)
+            archive.writestr(zipfile.ZipInfo(f"{_ROOT}/version"), b"3\n")
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ State = Mapping[str, np.ndarray]
 
 _PREFIXES = ("module.", "backbone.")
 _DETECTOR = re.compile(r"(backbone_[23]d|roi_head|dense_head|conv_input|conv1)\.")
-_ANN_CONV = re.compile(r"(backbone_3d\.)?conv1\.0\.0\.weight")
+_ANN_CONV = re.compile(r"(backbone_3d\.)?conv[1-4]\.0\.0\.weight")
 
 
 def load_published(path: str | Path) -> dict[str, np.ndarray]:

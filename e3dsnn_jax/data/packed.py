@@ -1,20 +1,21 @@
-"""Many clouds in a few files that are memory-mapped, so that they take no memory.
+"""Many clouds in three files that are memory-mapped, so that they take no memory.
 
-Three files make a packed data set: `<stem>.points.npy` and `<stem>.normals.npy` hold
-the rows of all clouds one after another, and `<stem>.json` says where each cloud
-begins, its label, its name, and the checksums of everything. Each file appears under
-its name only when complete, the json last.
+`<stem>.points.npy` and `<stem>.normals.npy` hold the rows of all clouds one after
+another; `<stem>.json` says how many rows each cloud has, its label, its name, and the
+checksums of everything. Each file appears under its name only when it is complete, the
+json last.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
-import tempfile
+import uuid
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,12 +25,12 @@ from e3dsnn_jax.data.clouds import PointCloud, check_index
 POINTS, NORMALS, INDEX = ".points.npy", ".normals.npy", ".json"
 
 
-class PackError(OSError):
-    """The files of a packed data set cannot be written here."""
+class PackError(Exception):
+    """The files of a packed data set cannot be written where they should be."""
 
 
 class CloudIndex(NamedTuple):
-    """What is known of packed clouds besides their coordinates.
+    """What is known of packed clouds besides their coordinates, as the json holds it.
 
     Attributes:
       class_names: One name a class.
@@ -37,7 +38,7 @@ class CloudIndex(NamedTuple):
       labels: Class of each cloud.
       has_normals: Whether each cloud has normals.
       names: Name of each cloud.
-      checksums: CRC-32 of the rows of the points and of the normals.
+      checksums: CRC-32 of the rows of the points and of those of the normals.
     """
 
     class_names: list[str]
@@ -52,12 +53,12 @@ class CloudIndex(NamedTuple):
 class PackedClouds:
     """Clouds that lie one after another in files or arrays; see `ShapeDataset`.
 
-    Pickled, a data set in files sends their paths and no coordinates.
+    Pickled, a data set in files sends their path and no coordinates.
     """
 
     index: CloudIndex
     source: Path | tuple[np.ndarray, np.ndarray]
-    """The files' path without its endings, or the rows of points and normals."""
+    """The files' path without its ending, or the rows of the points and normals."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -74,7 +75,7 @@ class PackedClouds:
         """The rows of all points, and those of all normals."""
         if not isinstance(self.source, Path):
             return self.source
-        return _map(self.source, POINTS), _map(self.source, NORMALS)
+        return _map_rows(self.source, POINTS), _map_rows(self.source, NORMALS)
 
     @functools.cached_property
     def starts(self) -> tuple[Int[np.ndarray, " clouds"], Int[np.ndarray, " clouds"]]:
@@ -104,48 +105,34 @@ class PackedClouds:
         )
 
 
-def _map(stem: Path, ending: str) -> Float[np.ndarray, "rows 3"]:
-    path = _with_ending(stem, ending)
-    try:
-        return np.load(path, mmap_mode="r")
-    except ValueError:  # an array without rows cannot be mapped
-        return np.load(path)
-
-
-def _with_ending(stem: Path, ending: str) -> Path:
-    return stem.with_name(stem.name + ending)
-
-
 def pack_in_memory(
     clouds: Iterable[PointCloud], class_names: tuple[str, ...]
 ) -> PackedClouds:
     """Keeps clouds in two arrays."""
-    index = CloudIndex(list(class_names), [], [], [], [], [0, 0])
-    rows: tuple[list, list] = ([np.zeros((0, 3), np.float32)],) * 2
-    rows = (list(rows[0]), list(rows[1]))
+    index = CloudIndex(list(class_names), [], [], [], [], [])
+    points, normals = ([np.zeros((0, 3), np.float32)] for _ in range(2))
     for cloud in clouds:
         _append(index, cloud)
-        rows[0].append(cloud.points)
+        points.append(cloud.points)
         if cloud.normals is not None:
-            rows[1].append(cloud.normals)
-    return PackedClouds(index, (np.concatenate(rows[0]), np.concatenate(rows[1])))
+            normals.append(cloud.normals)
+    return PackedClouds(index, (np.concatenate(points), np.concatenate(normals)))
 
 
 def pack_in_files(
     clouds: Iterable[PointCloud], class_names: tuple[str, ...], stem: Path
 ) -> PackedClouds:
-    """Writes clouds to `stem`'s files one by one and opens the result.
+    """Writes clouds one by one, so that they need not fit in memory, and opens them.
 
     Raises:
-      PackError: If the files cannot be written; none is left behind half-written.
+      PackError: If the files cannot be written; nothing half-written is left behind.
     """
     index = CloudIndex(list(class_names), [], [], [], [], [])
-    points = normals = None
-    try:
+    with contextlib.ExitStack() as stack:
         with _writing():
             stem.parent.mkdir(parents=True, exist_ok=True)
-            points = _RowFile(stem.parent)
-            normals = _RowFile(stem.parent)
+            points = stack.enter_context(_RowFile(stem, POINTS))
+            normals = stack.enter_context(_RowFile(stem, NORMALS))
         for cloud in clouds:
             _append(index, cloud)
             with _writing():
@@ -153,12 +140,113 @@ def pack_in_files(
                 if cloud.normals is not None:
                     normals.append(cloud.normals)
         with _writing():
-            for file, ending in ((points, POINTS), (normals, NORMALS)):
-                index.checksums.append(file.checksum)
-                file.finish(_with_ending(stem, ending))
-            _write_index(index, _with_ending(stem, INDEX))
-    finally:
-        for file in (points, normals):
-            if file is not None:
-                file.discard()
+            index.checksums.extend([points.finish(), normals.finish()])
+            _write_index(index, stem)
     return PackedClouds(index, stem)
+
+
+def load_packed(stem: Path) -> PackedClouds | None:
+    """Opens packed clouds, or returns None if they are absent, cut short or altered.
+
+    Every byte is read once for its checksum, about a second a gigabyte.
+    """
+    try:
+        checksum, _, body = _path(stem, INDEX).read_bytes().partition(b"\n")
+        if int(checksum) != zlib.crc32(body):
+            return None
+        clouds = PackedClouds(CloudIndex(**json.loads(body)), stem)
+        for rows, expected in zip(clouds.rows, clouds.index.checksums, strict=True):
+            if _checksum(rows) != expected:
+                return None
+    except (OSError, ValueError, TypeError, EOFError):
+        return None
+    return clouds
+
+
+def _append(index: CloudIndex, cloud: PointCloud) -> None:
+    index.sizes.append(len(cloud.points))
+    index.labels.append(int(cloud.label))
+    index.has_normals.append(cloud.normals is not None)
+    index.names.append(cloud.name)
+
+
+def _checksum(rows: np.ndarray) -> int:
+    value = 0
+    for start in range(0, len(rows), 1 << 20):  # not all of it in memory at once
+        value = zlib.crc32(np.ascontiguousarray(rows[start : start + (1 << 20)]), value)
+    return value
+
+
+def _path(stem: Path, ending: str) -> Path:
+    return stem.with_name(stem.name + ending)
+
+
+def _map_rows(stem: Path, ending: str) -> Float[np.ndarray, "rows 3"]:
+    path = _path(stem, ending)
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if shape[0] == 0:  # an empty array cannot be mapped
+        return np.zeros(shape, dtype)
+    return np.load(path, mmap_mode="r")
+
+
+@contextlib.contextmanager
+def _writing():
+    """Turns errors of the file system into PackError, and no others."""
+    try:
+        yield
+    except OSError as error:
+        raise PackError(str(error)) from error
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that nobody else uses."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+class _RowFile(contextlib.AbstractContextManager):
+    """An npy file of float32 rows that grows; leaving without `finish` discards it."""
+
+    def __init__(self, stem: Path, ending: str):
+        self._path = _path(stem, ending)
+        self._partial = _temporary(self._path)
+        self._file = self._partial.open("xb")
+        self._count, self._checksum = 0, 0
+        self._header_end = self._write_header()
+
+    def _write_header(self) -> int:
+        self._file.seek(0)
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self._count, 3)}
+        # NumPy leaves room in it for the first axis to grow to any length.
+        np.lib.format.write_array_header_1_0(self._file, header)
+        return self._file.tell()
+
+    def append(self, rows: Float[np.ndarray, "points 3"]) -> None:
+        data = np.ascontiguousarray(rows, "<f4").tobytes()
+        self._file.write(data)
+        self._count += len(rows)
+        self._checksum = zlib.crc32(data, self._checksum)
+
+    def finish(self) -> int:
+        """Gives the file its name; returns the checksum of the rows."""
+        if self._write_header() != self._header_end:
+            raise OSError(f"the header of {self._partial} outgrew its place")
+        self._file.close()
+        os.replace(self._partial, self._path)
+        return self._checksum
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def _write_index(index: CloudIndex, stem: Path) -> None:
+    body = json.dumps(index._asdict()).encode()
+    path = _path(stem, INDEX)
+    partial = _temporary(path)
+    try:
+        partial.write_bytes(b"%d\n" % zlib.crc32(body) + body)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -10,10 +10,10 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 _durations: list[float] = []
 
 
-def _record(event: str, duration: float, **details: object) -> None:
+def _record(event: str, duration_secs: float, **details: object) -> None:
     del details
     if event == _COMPILED:
-        _durations.append(duration)
+        _durations.append(duration_secs)
 
 
 jax.monitoring.register_event_duration_secs_listener(_record)

@@ -16,9 +16,24 @@ import tyro
 from e3dsnn_jax.backbone import VARIANTS, Architecture
 from e3dsnn_jax.data.augment import Augment
 from e3dsnn_jax.spike import Neuron
-from e3dsnn_jax.training.optimizer import MultiStep, Optimizer, Schedule, Sgd
+from e3dsnn_jax.training.optimizer import AdamW, Cosine, MultiStep, OneCycle, Sgd
 
 Variant = Literal["T", "S", "L", "H"]
+# The choices of the command line, each with a line of help; their formulas stay in the
+# docstrings of the classes.
+_choice = tyro.conf.subcommand
+OptimizerChoice = (
+    Annotated[Sgd, _choice(description="SGD with momentum, as published.")]
+    | Annotated[AdamW, _choice(description="Adam with decoupled weight decay.")]
+)
+ScheduleChoice = (
+    Annotated[
+        MultiStep,
+        _choice(description="The rate drops by a factor at milestones, as published."),
+    ]
+    | Annotated[OneCycle, _choice(description="Cosine up to the peak, then down.")]
+    | Annotated[Cosine, _choice(description="Linear warm-up, then a cosine down.")]
+)
 
 
 @dataclass(frozen=True)
@@ -88,9 +103,9 @@ class Recipe:
     """Passes over the training clouds."""
     batch_size: int = 16
     """Clouds of one step over all devices."""
-    optimizer: Optimizer = field(default_factory=Sgd)
+    optimizer: OptimizerChoice = field(default_factory=Sgd)
     """Update rule with its peak learning rate."""
-    schedule: Schedule = field(default_factory=MultiStep)
+    schedule: ScheduleChoice = field(default_factory=MultiStep)
     """Shape of the learning rate over the run."""
     label_smoothing: float = 0.2
     """Probability mass spread over all classes in the targets."""

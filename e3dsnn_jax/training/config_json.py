@@ -63,8 +63,7 @@ def differing_fields(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
 
 
 def _read(kind: Any, value: Any, where: str, path: str) -> Any:
-    if typing.get_origin(kind) is typing.Annotated:
-        kind = typing.get_args(kind)[0]
+    kind = _plain(kind)
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return _read_union(options, value, where, path)
@@ -90,7 +89,7 @@ def _read(kind: Any, value: Any, where: str, path: str) -> Any:
 def _read_union(options: tuple[Any, ...], value: Any, where: str, path: str) -> Any:
     if value is None and type(None) in options:
         return None
-    options = tuple(option for option in options if option is not type(None))
+    options = tuple(_plain(option) for option in options if option is not type(None))
     if len(options) == 1:
         return _read(options[0], value, where, path)
     named = {option.__name__: option for option in options}
@@ -143,6 +142,12 @@ def _read_dataclass(kind: Any, value: Any, where: str, path: str) -> Any:
         return kind(**read)
     except ValueError as error:  # a dataclass that checks its own values
         raise ConfigError(f"{where}: {path or kind.__name__}: {error}") from error
+
+
+def _plain(kind: Any) -> Any:
+    """The type without what the command line's help adds to it."""
+    annotated = typing.get_origin(kind) is typing.Annotated
+    return typing.get_args(kind)[0] if annotated else kind
 
 
 def _wrong(where: str, path: str, value: Any, expected: str) -> ConfigError:

@@ -244,7 +244,7 @@ def _moments(adamw: AdamW, beta1: StepFunction | None) -> optax.GradientTransfor
 def _multi_step(schedule: MultiStep, peak: float, total_steps: int) -> StepFunction:
     for milestone in schedule.milestones:
         _require(0 < milestone < 1, "milestone", milestone, "between 0 and 1")
-    # The tiny subtraction keeps products such as 0.7 * 10 = 7.000000000000001 at 7.
+    # The tiny subtraction keeps 0.55 * 100 = 55.00000000000001 at 55.
     boundaries = jnp.asarray(
         [
             max(1, min(math.ceil(milestone * total_steps - 1e-6), total_steps - 1))
@@ -258,7 +258,8 @@ def _multi_step(schedule: MultiStep, peak: float, total_steps: int) -> StepFunct
     )
 
     def learning_rate(step: ArrayLike) -> Float[Array, ""]:
-        return rates[jnp.sum(jnp.asarray(step, jnp.int32) >= boundaries)]
+        i = jnp.minimum(jnp.asarray(step, jnp.int32), total_steps - 1)
+        return rates[jnp.sum(i >= boundaries)]
 
     return learning_rate
 
@@ -287,10 +288,11 @@ def _warmup_cosine(schedule: Cosine, peak: float, total_steps: int) -> StepFunct
     _require(0 <= schedule.warmup < 1, "warmup", schedule.warmup, "in [0, 1)")
     _require(0 <= schedule.final <= 1, "final", schedule.final, "between 0 and 1")
     rising = min(round(schedule.warmup * total_steps), total_steps - 1)
-    falling = max(total_steps - 1 - rising, 1)
+    last = float(total_steps - 1)
+    falling = max(last - rising, 1.0)
 
     def learning_rate(step: ArrayLike) -> Float[Array, ""]:
-        i = jnp.asarray(step, jnp.float32)
+        i = jnp.minimum(jnp.asarray(step, jnp.float32), last)
         fall = jnp.clip((i - rising) / falling, 0.0, 1.0)
         return jnp.where(
             i < rising,

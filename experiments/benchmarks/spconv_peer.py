@@ -1,12 +1,12 @@
 """The published classifier's layers on spconv and torch: the benchmark's opponent.
 
     pip install -e '.[peers]'
-    OMP_NUM_THREADS=1 python -m experiments.benchmarks.spconv_peer FIXTURE.npz
+    python -m experiments.benchmarks.spconv_peer FIXTURE.npz
 
 compares it with a fixture of the published code and prints one JSON line of relative
-errors; they are about 1e-7, and 1e-5 for gradients. One thread matters: spconv 2.3.8
-adds rows from several threads at once on a CPU and loses some of them, so with two
-threads its times are good and its values are not.
+errors: below 1e-6, and 1e-5 for gradients. It does so on one thread: spconv 2.3.8 adds
+rows from several threads at once on a CPU and loses some of them, so with two threads
+its times are good and its values are not.
 
 The modules nest as the published parameter names do (`enc.0.blocks.0.block.1.weight`),
 so a published state loads without a table. Index pairs are built inside the forward
@@ -16,7 +16,6 @@ pass and shared within a level, as in the published network.
 # pyright: reportMissingImports=false
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -191,6 +190,28 @@ class Trainer:
             model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3, nesterov=True
         )
 
+    def index_pairs(
+        self, coords: Int[np.ndarray, "voxels 4"], *, num_clouds: int
+    ) -> list[int]:
+        """Builds the pairs of every level, as a forward pass does on its way.
+
+        Returns:
+          The number of voxels of each level.
+        """
+        found = torch.from_numpy(coords)
+        extent = (found[:, 1:].amax(0) + _MARGIN).tolist()
+        rows = [len(found)]
+        zero, one, two, three = ([n] * 3 for n in (0, 1, 2, 3))
+        where = (num_clouds, extent, ConvAlgo.Native)
+        ops.get_indice_pairs(found, *where, three, one, one, one, zero, subm=True)
+        for _ in self.model.enc:
+            found, *_ = ops.get_indice_pairs(found, *where, two, two, zero, one, zero)
+            extent = [cells // 2 for cells in extent]
+            where = (num_clouds, extent, ConvAlgo.Native)
+            ops.get_indice_pairs(found, *where, three, one, one, one, zero, subm=True)
+            rows.append(len(found))
+        return rows
+
     def forward(
         self,
         features: Float[np.ndarray, "voxels channels"],
@@ -293,8 +314,6 @@ def fixture_errors(path: Path) -> dict[str, float]:
 
 def main() -> None:
     """Compares the peer with each fixture named on the command line."""
-    if os.environ.get("OMP_NUM_THREADS") != "1":
-        sys.exit("Set OMP_NUM_THREADS=1: with more threads spconv loses rows on a CPU.")
     torch.set_num_threads(1)
     for path in sys.argv[1:]:
         print(json.dumps({"fixture": path, **fixture_errors(Path(path))}))

@@ -1,0 +1,271 @@
+"""Checkpoints of a run: written in the background, verified when read.
+
+`checkpoints/<step>` holds the latest states, `best/<step>` the variables with the
+highest accuracy so far. Arrays are stored as host arrays, so a checkpoint does not
+depend on the devices that wrote it, and with a checksum, so that a file that was cut
+off or zeroed is noticed whatever its format makes of it. A folder appears under its
+final name only when it is complete.
+"""
+
+import sys
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from e3dsnn_jax.training.state import TrainState
+
+Which = Literal["last", "best"]
+LATEST, BEST = "checkpoints", "best"
+
+
+class CheckpointError(ValueError):
+    """No usable checkpoint; the message names the folder and what was tried."""
+
+
+class Position(NamedTuple):
+    """Where a run stands beside its arrays; all that a resumed run must know."""
+
+    step: int
+    """Optimizer updates done, which also tells the next batch."""
+    seed: int
+    """Seed of the run, from which every batch follows."""
+    devices: int
+    """Devices that shared each batch."""
+    evaluated: bool
+    """Whether the evaluation due at this step is already in the metrics."""
+    window: list[list[float]]
+    """Loss, correct clouds and clouds of the steps since the last metrics line."""
+
+
+class Checkpoints:
+    """Saves and restores the states of one run; use it as a context manager."""
+
+    def __init__(self, run: Path, *, keep: int):
+        self._run = run
+        self._latest = _manager(run / LATEST, keep=keep)
+        self._best = _manager(run / BEST, keep=1)
+
+    def save(self, state: TrainState, position: Position) -> None:
+        """Starts writing a state; returns as soon as its arrays are copied.
+
+        A step that is already there is left as it is.
+        """
+        items = {
+            "model": {"params": state.params, "batch_stats": state.batch_stats},
+            "optimizer": {"step": state.step, "opt_state": state.opt_state},
+        }
+        if state.ema is not None:
+            items["averages"] = state.ema
+        if position.step not in self._latest.all_steps():
+            _save(self._latest, position.step, items, position._asdict())
+
+    def save_best(
+        self, variables: dict[str, Any], *, step: int, accuracy: float
+    ) -> bool:
+        """Keeps these variables if they are better than the best so far.
+
+        Returns:
+          Whether they were.
+        """
+        self._best.wait_until_finished()
+        for kept in self._best.all_steps():
+            try:
+                _, meta = _load(self._best, kept, {})
+                better = accuracy > meta["accuracy"]
+            except Exception as error:
+                _report(kept, self._run / BEST, error, "is set aside")
+                self._set_aside(self._best, kept)
+            else:
+                if not better:
+                    return False
+        _save(self._best, step, {"model": variables}, {"accuracy": accuracy})
+        return True
+
+    def restore(self, template: TrainState) -> tuple[TrainState, Position] | None:
+        """The latest state that can be read, or None in a run without checkpoints.
+
+        A checkpoint that cannot be read is moved to `unreadable/`, with a message on
+        stderr, and the one before it is used.
+
+        Args:
+          template: State of the same shapes; its values do not matter.
+
+        Raises:
+          CheckpointError: If there are checkpoints but none can be read.
+        """
+        templates = {
+            "model": {"params": template.params, "batch_stats": template.batch_stats},
+            "optimizer": {"step": template.step, "opt_state": template.opt_state},
+        }
+        if template.ema is not None:
+            templates["averages"] = template.ema
+        steps = sorted(self._latest.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                items, meta = _load(self._latest, step, templates)
+                position = Position(**meta)
+            except Exception as error:
+                _report(step, self._run / LATEST, error)
+                self._set_aside(self._latest, step)
+                continue
+            optimizer = items["optimizer"]
+            state = TrainState(
+                step=optimizer["step"],
+                params=items["model"]["params"],
+                batch_stats=items["model"]["batch_stats"],
+                opt_state=optimizer["opt_state"],
+                ema=items.get("averages"),
+            )
+            return state, position
+        if steps:
+            raise CheckpointError(
+                f"{self._run}: none of the checkpoints of the steps {steps} can be "
+                "read; they were moved to the folder 'unreadable' there. Running the "
+                "same command again starts from the beginning"
+            )
+        return None
+
+    def _set_aside(self, manager: ocp.CheckpointManager, step: int) -> None:
+        """Makes room for the step to be written again, without deleting anything."""
+        source = Path(manager.directory) / str(step)
+        folder = self._run / "unreadable"
+        folder.mkdir(exist_ok=True)
+        target, copies = folder / f"{source.parent.name}_{step}", 1
+        while target.exists():
+            target, copies = target.with_suffix(f".{copies}"), copies + 1
+        source.rename(target)
+        manager.reload()
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk; raises what went wrong there."""
+        self._latest.wait_until_finished()
+        self._best.wait_until_finished()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._latest.close()
+        self._best.close()
+
+
+class Restored(NamedTuple):
+    """Variables of a network from a run's checkpoint."""
+
+    variables: dict[str, Any]
+    """`{"params": ..., "batch_stats": ...}`, the moving averages where there are."""
+    step: int
+    """Optimizer updates behind them."""
+
+
+def restore_variables(run: Path, *, which: Which = "last") -> Restored:
+    """Reads the variables to evaluate, changing nothing in the run folder.
+
+    A checkpoint that cannot be read is reported on stderr and the one before it is
+    used; in place of a best one that cannot be read, the latest.
+
+    Args:
+      run: Folder of the run.
+      which: The latest checkpoint, or the one with the highest accuracy.
+
+    Raises:
+      CheckpointError: If no checkpoint can be read.
+    """
+    folders = [LATEST] if which == "last" else [BEST, LATEST]
+    tried = []
+    for folder in folders:
+        path = run / folder
+        if not path.is_dir():
+            continue
+        with _manager(path, keep=None) as manager:
+            for step in sorted(manager.all_steps(), reverse=True):
+                tried.append(f"{folder}/{step}")
+                averaged = (path / str(step) / "averages").is_dir()
+                name = "averages" if averaged else "model"
+                try:
+                    items, _ = _load(manager, step, {name: None})
+                except Exception as error:
+                    _report(step, path, error)
+                    continue
+                return Restored(items[name], step)
+    what = f"none of {', '.join(tried)} can be read" if tried else "there is none yet"
+    raise CheckpointError(f"{run}: no checkpoint to restore: {what}")
+
+
+def _manager(folder: Path, *, keep: int | None) -> ocp.CheckpointManager:
+    """A manager that keeps the latest checkpoints, or is only read if `keep` is None."""
+    return ocp.CheckpointManager(
+        folder.absolute(),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=keep is not None,
+            # What a killed process left half-written.
+            cleanup_tmp_directories=keep is not None,
+        ),
+    )
+
+
+def _save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    items: dict[str, Any],
+    meta: dict[str, Any],
+) -> None:
+    # Copies: the next train step reuses the memory of the state while these are being
+    # written.
+    arrays = jax.tree.map(lambda leaf: np.array(leaf, copy=True), items)
+    checksums = {name: _checksum(tree) for name, tree in arrays.items()}
+    saves: dict[str, Any] = {
+        name: ocp.args.StandardSave(tree) for name, tree in arrays.items()
+    }
+    saves["meta"] = ocp.args.JsonSave({"position": meta, "checksums": checksums})
+    manager.save(step, args=ocp.args.Composite(**saves), force=True)
+
+
+def _load(
+    manager: ocp.CheckpointManager, step: int, templates: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Items and metadata of a checkpoint, verified; without a template, as dicts."""
+    restores: dict[str, Any] = {"meta": ocp.args.JsonRestore()}
+    for name, template in templates.items():
+        arrays = None
+        if template is not None:
+            arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
+        restores[name] = ocp.args.StandardRestore(arrays)
+    found = manager.restore(step, args=ocp.args.Composite(**restores))
+    meta = found["meta"]
+    for name in templates:
+        stored, actual = meta["checksums"][name], _checksum(found[name])
+        if stored != actual:
+            raise CheckpointError(
+                f"the arrays of {name!r} have the checksum {actual}, saved with {stored}"
+            )
+    return {name: found[name] for name in templates}, meta["position"]
+
+
+def _checksum(tree: Any) -> int:
+    """CRC-32 of all arrays, in the order of the tree."""
+    value = 0
+    for leaf in jax.tree.leaves(tree):
+        value = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), value)
+    return value
+
+
+def _report(
+    step: int, folder: Path, error: Exception, what: str = "is passed over"
+) -> None:
+    reason = (str(error).splitlines() or [""])[0][:300] or type(error).__name__
+    print(
+        f"The checkpoint of step {step} in {folder} cannot be read and {what}: {reason}",
+        file=sys.stderr,
+    )

@@ -1,0 +1,198 @@
+"""The folder of a training run: what it holds, and who may write into it.
+
+`config.json` (the resolved configuration), `versions.json` (software and hardware),
+`metrics.jsonl` (one JSON object a line), `tensorboard/` (the same numbers as event
+files), `checkpoints/`, and after an evaluation `evaluation.json` and `figures/`.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import tensorboardX
+
+from e3dsnn_jax.training.config import FREE_FIELDS, TrainConfig
+from e3dsnn_jax.training.config_json import (
+    ConfigError,
+    differing_fields,
+    from_json,
+    to_json,
+)
+
+CONFIG, VERSIONS, METRICS = "config.json", "versions.json", "metrics.jsonl"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class RunFolderError(ValueError):
+    """A folder cannot serve as the folder of this run; the message says why."""
+
+
+def open_run(config: TrainConfig) -> TrainConfig:
+    """Makes the folder of a run, or checks that it holds the same run.
+
+    Paths in the stored configuration are absolute, so that the run can be evaluated
+    from another working directory.
+
+    Args:
+      config: The run to start or to resume.
+
+    Returns:
+      The configuration with absolute paths.
+
+    Raises:
+      RunFolderError: If the folder holds a run with another configuration (the message
+        names every differing field with both values), or files of something else.
+    """
+    run = config.run.absolute()
+    path = config.data.path
+    data = dataclasses.replace(config.data, path=None if path is None else path.resolve())
+    config = dataclasses.replace(config, run=run, data=data)
+    stored = run / CONFIG
+    if run.exists() and not run.is_dir():
+        raise RunFolderError(f"{run} is a file; name a folder for the run")
+    if stored.exists():
+        _check_same(read_config(run), config)
+        return config
+    if run.is_dir() and any(run.iterdir()):
+        raise RunFolderError(
+            f"{run} is not empty and holds no {CONFIG}, so it is not the folder of a "
+            "run; name a new folder"
+        )
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / VERSIONS, describe_versions())
+    # Last: a folder with a configuration is a run.
+    write_json(stored, to_json(config))
+    return config
+
+
+def read_config(run: Path) -> TrainConfig:
+    """Returns the configuration of a run.
+
+    Raises:
+      RunFolderError: If the folder is not that of a run.
+      ConfigError: If its configuration cannot be read.
+    """
+    stored = run / CONFIG
+    if not stored.is_file():
+        what = f"it holds no {CONFIG}" if run.is_dir() else "there is no such folder"
+        raise RunFolderError(f"{run} is not the folder of a training run: {what}")
+    try:
+        content = json.loads(stored.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{stored}: not readable as JSON: {error}") from error
+    return from_json(TrainConfig, content, where=str(stored))
+
+
+def _check_same(stored: TrainConfig, config: TrainConfig) -> None:
+    differing = [
+        f"  {name}: {was!r} there, {now!r} now"
+        for name, was, now in differing_fields(to_json(stored), to_json(config))
+        if name not in FREE_FIELDS
+    ]
+    if differing:
+        raise RunFolderError(
+            f"{config.run} holds a run with another configuration:\n"
+            + "\n".join(differing)
+            + "\nName another folder with --run, or use the same values to resume."
+        )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(unfinished, path)
+
+
+def describe_versions() -> dict[str, Any]:
+    """Software, platform and devices of this process, and the commit where there is."""
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "device": device.device_kind,
+        "backend": device.platform,
+        "devices": jax.device_count(),
+        "cores": os.cpu_count(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the source tree, marked where files differ; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        answer = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+        return answer.stdout.strip()
+
+    try:
+        # An installed package may lie within somebody else's repository.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class MetricsLog:
+    """Numbers over steps, appended to `metrics.jsonl` and to TensorBoard event files.
+
+    Lines of steps after `step` are dropped at the start: a resumed run computes them
+    again. So is a last line that a killed process left unfinished.
+    """
+
+    def __init__(self, run: Path, *, step: int):
+        path = run / METRICS
+        kept = [line for line in read_metrics(run) if line["step"] <= step]
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(unfinished, path)
+        self._file = path.open("a")
+        self._events = tensorboardX.SummaryWriter(
+            str(run / "tensorboard"), purge_step=step + 1 if step else None
+        )
+
+    def write(self, kind: str, step: int, **numbers: float | int) -> None:
+        """Appends one line and flushes it, so that a killed run loses none."""
+        line = {"kind": kind, "step": step, **numbers}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in numbers.items():
+            self._events.add_scalar(f"{kind}/{name}", value, step)
+        self._events.flush()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Every finished line of a run's metrics, oldest first; empty without a file."""
+    path = run / METRICS
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    # What follows the last line break was cut off by the end of a process.
+    return [json.loads(line) for line in lines[:-1] if line]
