@@ -262,10 +262,11 @@ def _read(path: Path) -> tuple[dict[str, Any], ImportReport]:
     if _suffix(path) == ".pth":
         return import_published(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             flat = {name: archive[name] for name in archive.files}
         for name, array in flat.items():
             flat[name] = _as_float32(array, name=name)
+        architecture_of(flat)  # before any name is taken for a path
         variables = traverse_util.unflatten_dict(flat, sep="/")
         state = export_state(variables)
     except (zipfile.BadZipFile, EOFError, TypeError, ValueError) as error:

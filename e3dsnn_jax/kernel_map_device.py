@@ -66,9 +66,10 @@ def build_strided_map(
       the map, which is marked as overflowing too if outputs are missing.
     """
     taps = np.array(kernel.offsets()) * np.array(kernel.dilation)
-    reached = coords[None, :, 1:] + jnp.asarray(
-        np.array(kernel.padding) - taps, jnp.int32
-    )[:, None]
+    reached = (
+        coords[None, :, 1:]
+        + jnp.asarray(np.array(kernel.padding) - taps, jnp.int32)[:, None]
+    )
     stride = jnp.asarray(kernel.stride, jnp.int32)[None, None]
     cells, rest = jnp.divmod(reached, stride)
     hit = jnp.all((rest == 0) & (cells >= 0), -1) & voxel_mask(coords)[None]

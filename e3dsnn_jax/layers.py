@@ -182,4 +182,3 @@ class Unit(nn.Module):
         outputs = conv(inputs, kernel_map, num_out=mask.shape[0])
         norm = MaskedBatchNorm(batch_axis=self.batch_axis, name="norm")
         return norm(outputs, mask, train=train), activations
-

@@ -139,7 +139,9 @@ def read_plain_pickle(
                 case "MEMOIZE":
                     memo[len(memo)] = stack[-1]
                 case "GET" | "BINGET" | "LONG_BINGET":
-                    stack.append(memo[argument])  # pyright: ignore[reportArgumentType]
+                    if argument not in memo:
+                        raise ValueError(f"value {argument} is used but never set")
+                    stack.append(memo[argument])
                 case "GLOBAL":
                     push_global(str(argument))
                 case "STACK_GLOBAL":
@@ -198,18 +200,19 @@ def _check_attributes(target: Any, state: Any) -> None:
     raise ValueError(f"it sets attributes of a {type(target).__name__}")
 
 
-def write_plain_pickle(value: Any) -> bytes:
+def write_plain_pickle(value: Any, *, where: str = "value") -> bytes:
     """Returns a pickle (protocol 2) of a plain value.
 
     Args:
       value: None, bool, int, float, str, tuple, list, dict, OrderedDict, `Global`,
         `Call`, `Persistent`, or any nesting of these.
+      where: What messages call the value.
 
     Raises:
       ValueError: If a value of another type is met; the message says where.
     """
     parts = [pickle.PROTO + b"\x02"]
-    _emit(value, parts, where="value")
+    _emit(value, parts, where=where)
     parts.append(pickle.STOP)
     return b"".join(parts)
 

@@ -62,7 +62,5 @@ def cloud_mean(
     mask = voxel_mask(coords)
     cloud = jnp.where(mask, coords[:, 0], num_clouds)  # out of range: dropped
     total = jraph.segment_sum(inputs, cloud, num_segments=num_clouds)
-    count = jraph.segment_sum(
-        mask.astype(inputs.dtype), cloud, num_segments=num_clouds
-    )
+    count = jraph.segment_sum(mask.astype(inputs.dtype), cloud, num_segments=num_clouds)
     return total / jnp.maximum(count, 1)[:, np.newaxis]

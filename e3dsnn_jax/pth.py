@@ -258,7 +258,7 @@ def _view(
         count *= length
         last += (length - 1) * step
     if count == 0:
-        return np.empty(_checked_empty(size), values.dtype)
+        return np.empty(size, values.dtype)
     if last >= values.size:
         raise ValueError(
             f"a tensor of size {tuple(size)} and strides {tuple(stride)} at offset "
@@ -275,12 +275,6 @@ def _view(
     return np.lib.stride_tricks.as_strided(
         values[offset:], tuple(size), strides, writeable=False
     )
-
-
-def _checked_empty(size: Any) -> tuple[int, ...]:
-    if max(size) > np.iinfo(np.int32).max:
-        raise ValueError(f"a tensor without elements has size {tuple(size)}")
-    return tuple(size)
 
 
 def _parameter(data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
@@ -355,7 +349,8 @@ def write_pth(content: Any, path: str | Path) -> None:
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     storages: list[bytes] = []
     try:
-        program = write_plain_pickle(_describe(content, storages, where="content"))
+        described = _describe(content, storages, where="content")
+        program = write_plain_pickle(described, where="content")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")

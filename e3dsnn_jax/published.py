@@ -39,18 +39,18 @@ def load_published(path: str | Path) -> dict[str, np.ndarray]:
     content = read_pth(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, no state dict")
-    for key in ("state_dict", "model_state"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    others = [key for key, value in content.items() if not _is_named_array(key, value)]
-    if others or not content:
+    keys = [key for key in ("state_dict", "model_state") if key in content]
+    state = content[keys[0]] if keys else content
+    where = f"its {keys[0]!r}" if keys else "the file (no 'state_dict', 'model_state')"
+    if not isinstance(state, dict) or not state:
+        raise ValueError(f"{path}: {where} is no dict of arrays, or an empty one")
+    others = [key for key, value in state.items() if not _is_named_array(key, value)]
+    if others:
         raise ValueError(
-            f"{path}: no state dict found: neither 'state_dict' nor 'model_state' is "
-            f"there, and as a state dict itself it has {len(content)} entries of "
-            f"which {len(others)} are not arrays ({_names(others)})"
+            f"{path}: {where} is no state dict: {len(others)} of its {len(state)} "
+            f"entries are not arrays ({_names(others)})"
         )
-    return _strip_prefixes(content, source=str(path))
+    return _strip_prefixes(state, source=str(path))
 
 
 def _is_named_array(key: object, value: object) -> bool:

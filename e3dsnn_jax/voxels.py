@@ -58,7 +58,7 @@ def random_point(rng: np.random.Generator) -> PointChoice:
 
 def voxelize(
     points: Float[np.ndarray, "points 3"],
-    features: Float[np.ndarray, "points channels"],
+    features: Float[np.ndarray, "rows channels"],
     *,
     voxel_size: float,
     choose: PointChoice = first_point,
@@ -68,7 +68,7 @@ def voxelize(
 
     Args:
       points: Coordinates, in the unit of `voxel_size`.
-      features: Features of the points; often the coordinates among them.
+      features: One row a point; often the coordinates are among them.
       voxel_size: Edge of a cell.
       choose: `first_point`, `random_point(rng)` or `mean_point`.
       name: What messages call this cloud.

@@ -136,7 +136,7 @@ def check_fixture(path: Path, *, weights: Path | None = None) -> dict[str, Any]:
     result: dict[str, Any] = {"fixture": str(path), "kind": None, "ok": False}
     result |= {"worst": None, "errors": {}}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             fixture = {name: archive[name] for name in archive.files}
         result["kind"] = find_kind(list(fixture))
         compute = _COMPUTE.get(result["kind"])

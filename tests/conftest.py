@@ -1,8 +1,8 @@
 """Settings and fixtures of every test.
 
-JAX runs on the CPU as four virtual devices, and its two leniencies are off: mixing
-dtypes and mixing ranks raise. Where a library fights that, a test (or fixture) asks
-for `lenient_promotion`.
+Shapes and types of every call into the packages are checked. JAX runs on the CPU as
+four virtual devices, and its two leniencies are off: mixing dtypes and mixing ranks
+raise. Where a library fights that, a test asks for `lenient_promotion`.
 """
 
 import os
@@ -21,6 +21,16 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 import jax
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
+
+# Not by the option --jaxtyping-packages: it splits a list of several packages wrongly
+# where the checker has arguments. Every element of a container is checked, not a
+# random one, so that a failure repeats; an int passes as a float, as PEP 484 has it.
+install_import_hook(
+    ["e3dsnn_jax", "svcca_jax"],
+    "beartype.beartype(conf=beartype.BeartypeConf("
+    "strategy=beartype.BeartypeStrategy.On, is_pep484_tower=True))",
+)
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -49,6 +49,7 @@ class CloudSource(NamedTuple):
       labels: The label of each file's clouds, -1 where `read` finds it in the file.
       read: Reads the clouds of a file, given its path and label: always the same
         clouds, and a function that can be pickled.
+      depends_on: Further files whose change makes the cache stale.
     """
 
     root: Path | None
@@ -57,6 +58,7 @@ class CloudSource(NamedTuple):
     files: tuple[Path, ...]
     labels: tuple[int, ...]
     read: Callable[[Path, int], list[PointCloud]]
+    depends_on: tuple[Path, ...] = ()
 
 
 def cached(source: CloudSource, *, points_per_cloud: int | None = None) -> PackedClouds:
@@ -88,6 +90,7 @@ def cached(source: CloudSource, *, points_per_cloud: int | None = None) -> Packe
     for folder in folders:
         clouds = _read_clouds(source, points_per_cloud)
         try:
+            _respect_read_only(folder.parent)
             packed = pack_in_files(clouds, source.class_names, folder / stem)
         except PackError as error:
             _warn(f"cannot keep a cache in {folder}: {error}")
@@ -101,16 +104,23 @@ def cached(source: CloudSource, *, points_per_cloud: int | None = None) -> Packe
     return pack_in_memory(_read_clouds(source, points_per_cloud), source.class_names)
 
 
+def _respect_read_only(folder: Path) -> None:
+    """Refuses a folder that nobody may write, which the system lets root write."""
+    if folder.exists() and not folder.stat().st_mode & 0o222:
+        raise PackError(f"{folder} is marked read-only")
+
+
 def _warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
 def _key(source: CloudSource, points_per_cloud: int | None) -> str:
     described: list[object] = [FORMAT, points_per_cloud, source.class_names]
-    for file, label in zip(source.files, source.labels, strict=True):
+    described.append(source.labels)
+    for file in (*source.files, *source.depends_on):
         status = file.stat()
         name = os.path.relpath(file, source.root or file.parent)
-        described.append((name, status.st_size, status.st_mtime_ns, label))
+        described.append((name, status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 
 

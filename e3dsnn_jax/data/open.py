@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from e3dsnn_jax.data import solids, surfaces
-from e3dsnn_jax.data.cache import CloudSource, cached
-from e3dsnn_jax.data.clouds import PointCloud, ShapeDataset, Split
+from e3dsnn_jax.data.cache import cached
+from e3dsnn_jax.data.clouds import ShapeDataset, Split
 from e3dsnn_jax.data.folder import folder_source, is_class_folder_tree
 from e3dsnn_jax.data.modelnet import (
     hdf5_files,
@@ -12,5 +11,79 @@ from e3dsnn_jax.data.modelnet import (
     is_resampled,
     resampled_source,
 )
-from e3dsnn_jax.data.points import MESH_POINTS
-from e3dsnn_jax.data.shards import open_shards, shard_files
+from e3dsnn_jax.data.points import MESH_POINTS, POINT_FILE_ENDINGS
+from e3dsnn_jax.data.shapes import shapes_source
+from e3dsnn_jax.data.shards import open_shards, shard_files, shards_source
+
+
+def open_dataset(
+    path: Path | None, split: Split, *, points_per_cloud: int | None = None
+) -> ShapeDataset:
+    """Opens one split of a data set, whatever its layout.
+
+    Known layouts, in the order in which they are looked for:
+
+    * `modelnet40_normal_resampled`: text files and `modelnet40_shape_names.txt`;
+    * `modelnet40_ply_hdf5_2048`: HDF5 files called after their split;
+    * npz shards: `train_*.npz` and `test_*.npz`;
+    * class folders with off, ply, obj, npz, npy, txt, xyz or csv files, which includes
+      the original ModelNet meshes; see `data.folder` for how they are split.
+
+    All but small shards are kept in a cache after the first use; see `data.cache`.
+
+    Args:
+      path: The data folder. None: the embedded procedural shapes.
+      split: Which part to open.
+      points_per_cloud: Clouds with more points are thinned out to this many by farthest
+        point sampling; clouds with fewer are left as they are. The embedded shapes have
+        as many points as asked, 1024 if None; from a mesh at least 10,000 points are
+        drawn first.
+
+    Returns:
+      The clouds, not yet normalised.
+
+    Raises:
+      FileNotFoundError: If the folder or the split is absent, or holds nothing known.
+      ValueError: If a file is broken or a cloud malformed; the message names it.
+    """
+    if points_per_cloud is not None and points_per_cloud < 1:
+        raise ValueError(f"points_per_cloud is {points_per_cloud}, expected 1 or more")
+    if path is None:
+        return cached(shapes_source(split, points_per_cloud=points_per_cloud or 1024))
+    if not path.is_dir():
+        what = "a file, not a folder" if path.exists() else "no such folder"
+        raise FileNotFoundError(f"{path}: {what}; a data set is a folder")
+    if is_resampled(path):
+        source = resampled_source(path, split)
+    elif hdf5_files(path, "train") or hdf5_files(path, "test"):
+        source = hdf5_source(path, split)
+    elif shard_files(path, "train") or shard_files(path, "test"):
+        shards = open_shards(path, split)
+        most = max(points.shape[1] for points in shards.points)
+        if points_per_cloud is None or most <= points_per_cloud:
+            return shards
+        source = shards_source(path, split, shards.class_names)
+    elif is_class_folder_tree(path):
+        drawn = max(MESH_POINTS, points_per_cloud or 0)
+        source = folder_source(path, split, mesh_points=drawn)
+    else:
+        raise FileNotFoundError(_describe_unknown(path))
+    return cached(source, points_per_cloud=points_per_cloud)
+
+
+def _describe_unknown(path: Path) -> str:
+    present = sorted(
+        entry.name + "/" * entry.is_dir()
+        for entry in path.iterdir()
+        if not entry.name.startswith(".")
+    )
+    shown = ", ".join(present[:10]) or "nothing"
+    if len(present) > 10:
+        shown += f" and {len(present) - 10} more"
+    return (
+        f"{path}: not a known data set. Looked for modelnet40_shape_names.txt with "
+        "modelnet40_train.txt and modelnet40_test.txt; for train_files.txt, "
+        "test_files.txt, *train*.h5 and *test*.h5; for train_*.npz and test_*.npz; for "
+        f"class folders (perhaps inside train and test) with "
+        f"{', '.join(POINT_FILE_ENDINGS)} files. The folder holds {shown}."
+    )

@@ -173,7 +173,9 @@ def _append(index: CloudIndex, cloud: PointCloud) -> None:
 def _checksum(rows: np.ndarray) -> int:
     value = 0
     for start in range(0, len(rows), 1 << 20):  # not all of it in memory at once
-        value = zlib.crc32(np.ascontiguousarray(rows[start : start + (1 << 20)]), value)
+        value = zlib.crc32(
+            np.ascontiguousarray(rows[start : start + (1 << 20)]).data, value
+        )
     return value
 
 

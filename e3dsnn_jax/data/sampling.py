@@ -39,19 +39,18 @@ def farthest_point_sampling(
         )
     if not 0 <= start < num_points:
         raise ValueError(f"start is {start}, expected [0, {num_points})")
-    x, y, z = (np.ascontiguousarray(axis, np.float32) for axis in points.T)
+    # One contiguous row an axis: every step is a few passes over rows.
+    rows = np.ascontiguousarray(points.T, np.float32)
+    offset, distance = np.empty_like(rows), np.empty_like(rows[0])
     nearest = np.full(num_points, np.inf, np.float32)
-    distance, term = np.empty_like(x), np.empty_like(x)
     chosen = np.empty(count, np.int64)
     index = start
     for step in range(count):
         chosen[step] = index
-        np.subtract(x, x[index], out=distance)
-        np.multiply(distance, distance, out=distance)
-        for axis in (y, z):
-            np.subtract(axis, axis[index], out=term)
-            np.multiply(term, term, out=term)
-            np.add(distance, term, out=distance)
+        np.subtract(rows, rows[:, index, None], out=offset)
+        np.multiply(offset, offset, out=offset)
+        np.add(offset[0], offset[1], out=distance)
+        np.add(distance, offset[2], out=distance)
         np.minimum(nearest, distance, out=nearest)
         # Below every squared distance: a chosen point is never the farthest again.
         nearest[index] = -1

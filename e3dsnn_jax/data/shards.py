@@ -13,6 +13,7 @@ from typing import SupportsIndex
 import numpy as np
 from jaxtyping import Int
 
+from e3dsnn_jax.data.cache import CloudSource
 from e3dsnn_jax.data.clouds import (
     PointCloud,
     Split,
@@ -86,7 +87,34 @@ def open_shards(root: Path, split: Split) -> ShardClouds:
         class_names = number_classes(
             shard["label"] for shard in (*shards, *map(_read_shard, others))
         )
-    clouds = ShardClouds(
+    clouds = _join(class_names, files, shards)
+    for position in range(len(clouds)):
+        check_cloud(clouds[position], num_classes=len(class_names))
+    return clouds
+
+
+def shards_source(
+    root: Path, split: Split, class_names: tuple[str, ...]
+) -> CloudSource:
+    """The same clouds as those of `open_shards`, to be thinned out and cached."""
+    files = tuple(shard_files(root, split))
+    labels = (-1,) * len(files)
+    return CloudSource(
+        root, f"shards-{split}", class_names, files, labels, read_shard_clouds
+    )
+
+
+def read_shard_clouds(path: Path, label: int = -1) -> list[PointCloud]:
+    """All clouds of a shard; `label` is not used, as the shard holds the labels."""
+    del label
+    clouds = _join((), [path], [_read_shard(path)])
+    return [clouds[position] for position in range(len(clouds))]
+
+
+def _join(
+    class_names: tuple[str, ...], files: list[Path], shards: list[dict[str, np.ndarray]]
+) -> ShardClouds:
+    return ShardClouds(
         class_names,
         tuple(shard["points"] for shard in shards),
         tuple(shard.get("normals") for shard in shards),
@@ -97,9 +125,6 @@ def open_shards(root: Path, split: Split) -> ShardClouds:
             for row, name in enumerate(shard["name"].tolist())
         ),
     )
-    for position in range(len(clouds)):
-        check_cloud(clouds[position], num_classes=len(class_names))
-    return clouds
 
 
 def read_class_names(path: Path) -> tuple[str, ...] | None:
@@ -112,7 +137,7 @@ def read_class_names(path: Path) -> tuple[str, ...] | None:
 
 def number_classes(labels: Iterable[np.ndarray]) -> tuple[str, ...]:
     """Names for classes that have none: class_0 to class_<largest label>."""
-    largest = max(int(array.max(initial=-1)) for array in labels)
+    largest = max(int(array.max()) for array in labels if array.size)
     return tuple(f"class_{label}" for label in range(largest + 1))
 
 

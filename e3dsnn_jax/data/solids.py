@@ -427,3 +427,8 @@ SOLIDS: dict[str, Callable[[Rng], Surface]] = {
     "table": _table,
 }
 """Class name -> function that draws one such solid, in the order of the labels."""
+
+LYING = frozenset(
+    ("bolt", "bottle", "bracket", "gear", "mug", "pipe_elbow", "propeller", "spring")
+)
+"""Classes whose solids may as well lie on their side; furniture stands."""

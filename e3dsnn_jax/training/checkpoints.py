@@ -36,10 +36,9 @@ class Position(NamedTuple):
     """Seed of the run, from which every batch follows."""
     devices: int
     """Devices that shared each batch."""
-    evaluated: bool
-    """Whether the evaluation due at this step is already in the metrics."""
     window: list[list[float]]
-    """Loss, correct clouds and clouds of the steps since the last metrics line."""
+    """Loss, correct clouds, clouds and gradient norm of the steps since the last line
+    of metrics."""
 
 
 class Checkpoints:
@@ -61,6 +60,7 @@ class Checkpoints:
         }
         if state.ema is not None:
             items["averages"] = state.ema
+        self._latest.wait_until_finished()
         if position.step not in self._latest.all_steps():
             _save(self._latest, position.step, items, position._asdict())
 

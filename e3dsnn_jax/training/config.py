@@ -16,7 +16,8 @@ import tyro
 from e3dsnn_jax.backbone import VARIANTS, Architecture
 from e3dsnn_jax.data.augment import Augment
 from e3dsnn_jax.spike import Neuron
-from e3dsnn_jax.training.optimizer import AdamW, Cosine, MultiStep, OneCycle, Sgd
+from e3dsnn_jax.training.optimizer import AdamW, Sgd
+from e3dsnn_jax.training.schedule import Cosine, MultiStep, OneCycle
 
 Variant = Literal["T", "S", "L", "H"]
 # The choices of the command line, each with a line of help; their formulas stay in the
@@ -102,7 +103,7 @@ class Recipe:
     epochs: int = 300
     """Passes over the training clouds."""
     batch_size: int = 16
-    """Clouds of one step over all devices."""
+    """Clouds of one update of the parameters, over all devices."""
     optimizer: OptimizerChoice = field(default_factory=Sgd)
     """Update rule with its peak learning rate."""
     schedule: ScheduleChoice = field(default_factory=MultiStep)
@@ -118,7 +119,8 @@ class Recipe:
     """Random voxelisations of a cloud whose probabilities are averaged in the
     evaluation; 1 is a single pass, as published."""
     accumulate: int = 1
-    """Steps whose gradients are averaged into one update."""
+    """Parts of a batch that each device works through one after the other, to save
+    memory; BatchNorm then sees one part of every device at a time."""
     clip_norm: float | None = None
     """Largest global norm of a gradient; no limit if omitted."""
 
@@ -215,10 +217,11 @@ def check_config(config: TrainConfig) -> None:
         )
     if config.seed < 0:
         raise ValueError(f"seed must be 0 or more, got {config.seed}")
-    if config.devices is not None and recipe.batch_size % config.devices:
+    parts = recipe.accumulate * (config.devices or 1)
+    if recipe.batch_size % parts:
         raise ValueError(
-            f"recipe.batch_size={recipe.batch_size} cannot be split evenly over "
-            f"devices={config.devices}"
+            f"recipe.batch_size={recipe.batch_size} must be a multiple of devices="
+            f"{config.devices or 'any'} times recipe.accumulate={recipe.accumulate}"
         )
     if data.hold_out is not None and data.path is None:
         raise ValueError(

@@ -1,17 +1,37 @@
-"""Optimizers and learning-rate schedules, with the update rules of PyTorch.
+"""Optimizers with the update rules of PyTorch.
 
 Everything counts *optimizer updates*, from 0: with gradient accumulation one update
 covers several micro-batches, and `total_steps` is the number of updates.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Int32
+
+from e3dsnn_jax.training.schedule import (
+    Cosine as Cosine,
+)
+from e3dsnn_jax.training.schedule import (
+    MultiStep as MultiStep,
+)
+from e3dsnn_jax.training.schedule import (
+    OneCycle as OneCycle,
+)
+from e3dsnn_jax.training.schedule import (
+    Schedule as Schedule,
+)
+from e3dsnn_jax.training.schedule import (
+    StepFunction,
+    make_momentum_schedule,
+    require,
+)
+from e3dsnn_jax.training.schedule import (
+    make_schedule as make_schedule,
+)
 
 
 @dataclass(frozen=True)
@@ -66,118 +86,7 @@ class AdamW:
     """Added to the root of the second moment."""
 
 
-@dataclass(frozen=True)
-class MultiStep:
-    """Piecewise constant: the rate is multiplied by `factor` at each milestone.
-
-    A milestone m takes effect at update ceil(m * total_steps), held between the
-    second update and the last, so that every milestone fires in every run of two
-    updates or more.
-
-    Source: `MultiStepLR` of the reference's schedulers.
-    """
-
-    # Differs from reference: there milestones are floats looked up among integer
-    # steps, so 0.6 and 0.8 never fire unless the number of steps divides by 5.
-    milestones: tuple[float, ...] = (0.6, 0.8)
-    """Fractions of the run, each strictly between 0 and 1."""
-    factor: float = 0.1
-    """What each milestone multiplies the learning rate by."""
-
-
-@dataclass(frozen=True)
-class OneCycle:
-    """Cosine from a small rate up to the peak, then down to a far smaller one.
-
-    The rate goes peak / div_factor -> peak at update warmup * total_steps - 1, a
-    fractional number -> peak / div_factor / final_div_factor at the last update.
-    Momentum (SGD) or beta1 (AdamW) goes the other way.
-
-    Source: `torch.optim.lr_scheduler.OneCycleLR`, cosine annealing, which cycles
-    momentum unless told otherwise; the SemanticKITTI config of the reference.
-    """
-
-    warmup: float = 0.04
-    """Fraction of the run spent rising (`pct_start` in torch)."""
-    div_factor: float = 10.0
-    """Peak rate over initial rate."""
-    final_div_factor: float = 100.0
-    """Initial rate over final rate."""
-    momentum_range: tuple[float, float] | None = (0.85, 0.95)
-    """Momentum or beta1 at the peak rate and at both ends; None leaves it alone."""
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """Linear warm-up to the peak rate, then a cosine down to `final` of the peak.
-
-    With w = round(warmup * total_steps) the rate is peak * (i + 1) / (w + 1) for
-    the w updates of the warm-up, peak at update w and final * peak at the last one.
-    """
-
-    warmup: float = 0.05
-    """Fraction of the run spent rising."""
-    final: float = 0.01
-    """Last rate as a fraction of the peak."""
-
-
 Optimizer = Sgd | AdamW
-Schedule = MultiStep | OneCycle | Cosine
-# A hyperparameter as a function of the optimizer update (an `optax.Schedule`).
-StepFunction = Callable[[ArrayLike], Float[Array, ""]]
-
-
-def make_schedule(
-    schedule: Schedule, peak_learning_rate: float, total_steps: int
-) -> StepFunction:
-    """Returns the learning rate as a function of the optimizer update, from 0.
-
-    Args:
-      schedule: Shape of the curve.
-      peak_learning_rate: Its highest value.
-      total_steps: Optimizer updates in the whole run; later updates keep the rate
-        of the last one.
-
-    Returns:
-      A jittable function (an `optax.Schedule`) from update to learning rate.
-
-    Raises:
-      ValueError: If a size or fraction of the schedule is out of range.
-    """
-    _require(total_steps >= 1, "total_steps", total_steps, "at least 1")
-    _require(peak_learning_rate > 0, "learning_rate", peak_learning_rate, "positive")
-    match schedule:
-        case MultiStep():
-            return _multi_step(schedule, peak_learning_rate, total_steps)
-        case OneCycle():
-            _require(schedule.div_factor > 0, "div_factor", schedule.div_factor, "> 0")
-            _require(
-                schedule.final_div_factor > 0,
-                "final_div_factor",
-                schedule.final_div_factor,
-                "> 0",
-            )
-            low = peak_learning_rate / schedule.div_factor
-            return _cycle(
-                schedule.warmup,
-                total_steps,
-                start=low,
-                top=peak_learning_rate,
-                end=low / schedule.final_div_factor,
-            )
-        case Cosine():
-            return _warmup_cosine(schedule, peak_learning_rate, total_steps)
-
-
-def make_momentum_schedule(schedule: Schedule, total_steps: int) -> StepFunction | None:
-    """Returns momentum as a function of the update, or None where it is constant."""
-    if not isinstance(schedule, OneCycle) or schedule.momentum_range is None:
-        return None
-    low, high = schedule.momentum_range
-    _require(
-        0 <= low <= high < 1, "momentum_range", schedule.momentum_range, "rising, < 1"
-    )
-    return _cycle(schedule.warmup, total_steps, start=high, top=low, end=high)
 
 
 def make_optimizer(
@@ -206,112 +115,102 @@ def make_optimizer(
       ValueError: If a hyperparameter is out of range.
     """
     learning_rate = make_schedule(schedule, optimizer.learning_rate, total_steps)
-    momentum = make_momentum_schedule(schedule, total_steps)
-    _require(
-        optimizer.weight_decay >= 0, "weight_decay", optimizer.weight_decay, ">= 0"
-    )
+    cycled = make_momentum_schedule(schedule, total_steps)
+    require(optimizer.weight_decay >= 0, "weight_decay", optimizer.weight_decay, ">= 0")
     decay = optax.add_decayed_weights(optimizer.weight_decay)
     match optimizer:
         case Sgd():
-            _require(
+            require(
                 0 <= optimizer.momentum < 1, "momentum", optimizer.momentum, "[0, 1)"
             )
-            rule = optax.chain(decay, _momentum(optimizer, momentum))
+            momentum = cycled or _constant(optimizer.momentum)
+            rule = optax.chain(
+                decay, _scale_by_momentum(momentum, nesterov=optimizer.nesterov)
+            )
         case AdamW():
-            rule = optax.chain(_moments(optimizer, momentum), decay)
+            for name, beta in (("b1", optimizer.b1), ("b2", optimizer.b2)):
+                require(0 <= beta < 1, name, beta, "in [0, 1)")
+            moments = _scale_by_moments(
+                cycled or _constant(optimizer.b1), beta2=optimizer.b2, eps=optimizer.eps
+            )
+            rule = optax.chain(moments, decay)
     clip = optax.identity()
     if clip_norm is not None:
-        _require(clip_norm > 0, "clip_norm", clip_norm, "positive, or None")
+        require(clip_norm > 0, "clip_norm", clip_norm, "positive, or None")
         clip = optax.clip_by_global_norm(clip_norm)
     return optax.chain(clip, rule, optax.scale_by_learning_rate(learning_rate))
 
 
-def _momentum(sgd: Sgd, momentum: StepFunction | None) -> optax.GradientTransformation:
-    if momentum is None:
-        return optax.trace(decay=sgd.momentum, nesterov=sgd.nesterov)
-    scheduled = optax.inject_hyperparams(optax.trace, static_args=("nesterov",))
-    return scheduled(decay=momentum, nesterov=sgd.nesterov)
+class MomentumState(NamedTuple):
+    """State of SGD."""
+
+    updates: Int32[Array, ""]
+    """Updates done."""
+    buffer: Any
+    """Momentum buffer of every parameter."""
 
 
-def _moments(adamw: AdamW, beta1: StepFunction | None) -> optax.GradientTransformation:
-    if beta1 is None:
-        return optax.scale_by_adam(b1=adamw.b1, b2=adamw.b2, eps=adamw.eps)
-    fixed = ("b2", "eps", "eps_root", "nesterov")
-    scheduled = optax.inject_hyperparams(optax.scale_by_adam, static_args=fixed)
-    return scheduled(b1=beta1, b2=adamw.b2, eps=adamw.eps)
+class MomentsState(NamedTuple):
+    """State of AdamW."""
+
+    updates: Int32[Array, ""]
+    """Updates done."""
+    first: Any
+    """Moving average of every gradient."""
+    second: Any
+    """Moving average of every squared gradient."""
 
 
-def _multi_step(schedule: MultiStep, peak: float, total_steps: int) -> StepFunction:
-    for milestone in schedule.milestones:
-        _require(0 < milestone < 1, "milestone", milestone, "between 0 and 1")
-    # The tiny subtraction keeps 0.55 * 100 = 55.00000000000001 at 55.
-    boundaries = jnp.asarray(
-        [
-            max(1, min(math.ceil(milestone * total_steps - 1e-6), total_steps - 1))
-            for milestone in schedule.milestones
-        ],
-        jnp.int32,
-    )
-    rates = jnp.asarray(
-        [peak * schedule.factor**k for k in range(len(schedule.milestones) + 1)],
-        jnp.float32,
-    )
+def _scale_by_momentum(
+    momentum: StepFunction, *, nesterov: bool
+) -> optax.GradientTransformation:
+    """`optax.trace` with a momentum that may change from update to update."""
 
-    def learning_rate(step: ArrayLike) -> Float[Array, ""]:
-        i = jnp.minimum(jnp.asarray(step, jnp.int32), total_steps - 1)
-        return rates[jnp.sum(i >= boundaries)]
+    def init(params: Any) -> MomentumState:
+        return MomentumState(jnp.zeros((), jnp.int32), _zeros_like(params))
 
-    return learning_rate
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        mu = momentum(state.updates)
+        accumulate = lambda g, b: g + mu.astype(g.dtype) * b
+        buffer = jax.tree.map(accumulate, updates, state.buffer)
+        step = jax.tree.map(accumulate, updates, buffer) if nesterov else buffer
+        return step, MomentumState(state.updates + 1, buffer)
+
+    return optax.GradientTransformation(init, update)
 
 
-def _cycle(
-    warmup: float, total_steps: int, *, start: float, top: float, end: float
-) -> StepFunction:
-    _require(0 <= warmup <= 1, "warmup", warmup, "between 0 and 1")
-    last = float(total_steps - 1)
-    # torch does not round the end of the rise to a whole update, and lets it lie
-    # before update 0 in very short runs; then the whole run is the fall.
-    rise_end = warmup * total_steps - 1.0
+def _scale_by_moments(
+    beta1: StepFunction, *, beta2: float, eps: float
+) -> optax.GradientTransformation:
+    """`optax.scale_by_adam` with a beta1 that may change from update to update."""
 
-    def value(step: ArrayLike) -> Float[Array, ""]:
-        i = jnp.minimum(jnp.asarray(step, jnp.float32), last)
-        rise = jnp.clip(i / max(rise_end, 1e-6), 0.0, 1.0)
-        fall = jnp.clip((i - rise_end) / max(last - rise_end, 1e-6), 0.0, 1.0)
-        return jnp.where(
-            i <= rise_end, _anneal(start, top, rise), _anneal(top, end, fall)
+    def init(params: Any) -> MomentsState:
+        # Two trees: a donated state must not hold one buffer twice.
+        first, second = (_zeros_like(params) for _ in range(2))
+        return MomentsState(jnp.zeros((), jnp.int32), first, second)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        b1, t = beta1(state.updates), (state.updates + 1).astype(jnp.float32)
+        # As in torch, the beta1 of this update stands for those of all before it.
+        correct1, correct2 = 1 - b1**t, 1 - beta2**t
+        average = lambda old, new, beta: old + (1 - beta) * (new - old)
+        first = jax.tree.map(lambda m, g: average(m, g, b1), state.first, updates)
+        second = jax.tree.map(
+            lambda v, g: average(v, g * g, beta2), state.second, updates
         )
-
-    return value
-
-
-def _warmup_cosine(schedule: Cosine, peak: float, total_steps: int) -> StepFunction:
-    _require(0 <= schedule.warmup < 1, "warmup", schedule.warmup, "in [0, 1)")
-    _require(0 <= schedule.final <= 1, "final", schedule.final, "between 0 and 1")
-    rising = min(round(schedule.warmup * total_steps), total_steps - 1)
-    last = float(total_steps - 1)
-    falling = max(last - rising, 1.0)
-
-    def learning_rate(step: ArrayLike) -> Float[Array, ""]:
-        i = jnp.minimum(jnp.asarray(step, jnp.float32), last)
-        fall = jnp.clip((i - rising) / falling, 0.0, 1.0)
-        return jnp.where(
-            i < rising,
-            peak * (i + 1.0) / (rising + 1.0),
-            _anneal(peak, schedule.final * peak, fall),
+        step = jax.tree.map(
+            lambda m, v: m / correct1 / (jnp.sqrt(v / correct2) + eps), first, second
         )
+        return step, MomentsState(state.updates + 1, first, second)
 
-    return learning_rate
-
-
-def _anneal(start: float, end: float, fraction: Float[Array, ""]) -> Float[Array, ""]:
-    """Half a cosine from `start` to `end`.
-
-    Written with cos^2 of the half angle: 1 + cos loses all its digits near the end,
-    where the rates of `OneCycle` are a thousandth of the peak.
-    """
-    return end + (start - end) * jnp.cos(fraction * (math.pi / 2)) ** 2
+    return optax.GradientTransformation(init, update)
 
 
-def _require(holds: bool, name: str, value: object, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {expected}, got {value}")
+def _zeros_like(params: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, params)
+
+
+def _constant(value: float) -> StepFunction:
+    return lambda step: jnp.full_like(step, value, jnp.float32)

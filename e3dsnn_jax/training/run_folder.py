@@ -1,8 +1,9 @@
 """The folder of a training run: what it holds, and who may write into it.
 
-`config.json` (the resolved configuration), `versions.json` (software and hardware),
-`metrics.jsonl` (one JSON object a line), `tensorboard/` (the same numbers as event
-files), `checkpoints/`, and after an evaluation `evaluation.json` and `figures/`.
+`config.json` (the resolved configuration), `class_names.json`, `versions.json`
+(software and hardware), `metrics.jsonl` (one JSON object a line), `tensorboard/` (the
+same numbers as event files), `checkpoints/` and `best/`, and after an evaluation
+`evaluation.json` and `figures/`.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from e3dsnn_jax.training.config_json import (
 )
 
 CONFIG, VERSIONS, METRICS = "config.json", "versions.json", "metrics.jsonl"
+CLASS_NAMES = "class_names.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -34,7 +36,7 @@ class RunFolderError(ValueError):
     """A folder cannot serve as the folder of this run; the message says why."""
 
 
-def open_run(config: TrainConfig) -> TrainConfig:
+def open_run(config: TrainConfig, class_names: tuple[str, ...]) -> TrainConfig:
     """Makes the folder of a run, or checks that it holds the same run.
 
     Paths in the stored configuration are absolute, so that the run can be evaluated
@@ -42,31 +44,42 @@ def open_run(config: TrainConfig) -> TrainConfig:
 
     Args:
       config: The run to start or to resume.
+      class_names: Classes of its training data.
 
     Returns:
       The configuration with absolute paths.
 
     Raises:
       RunFolderError: If the folder holds a run with another configuration (the message
-        names every differing field with both values), or files of something else.
+        names every differing field with both values) or with other classes, or files
+        of something else.
     """
     run = config.run.absolute()
-    path = config.data.path
-    data = dataclasses.replace(config.data, path=None if path is None else path.resolve())
+    path = None if config.data.path is None else config.data.path.resolve()
+    data = dataclasses.replace(config.data, path=path)
     config = dataclasses.replace(config, run=run, data=data)
     stored = run / CONFIG
     if run.exists() and not run.is_dir():
         raise RunFolderError(f"{run} is a file; name a folder for the run")
     if stored.exists():
         _check_same(read_config(run), config)
+        stored_names = read_class_names(run)
+        if stored_names != class_names:
+            raise RunFolderError(
+                f"{run} holds a run with {len(stored_names)} classes, {stored_names}; "
+                f"the data now have {len(class_names)}: {class_names}. Were they "
+                "changed? Name another folder with --run"
+            )
         return config
-    if run.is_dir() and any(run.iterdir()):
+    ours = {VERSIONS, CLASS_NAMES}  # a process that was killed right at the start
+    if run.is_dir() and any(path.name not in ours for path in run.iterdir()):
         raise RunFolderError(
             f"{run} is not empty and holds no {CONFIG}, so it is not the folder of a "
             "run; name a new folder"
         )
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / VERSIONS, describe_versions())
+    write_json(run / CLASS_NAMES, list(class_names))
     # Last: a folder with a configuration is a run.
     write_json(stored, to_json(config))
     return config
@@ -83,11 +96,26 @@ def read_config(run: Path) -> TrainConfig:
     if not stored.is_file():
         what = f"it holds no {CONFIG}" if run.is_dir() else "there is no such folder"
         raise RunFolderError(f"{run} is not the folder of a training run: {what}")
+    return from_json(TrainConfig, _read_json(stored), where=str(stored))
+
+
+def read_class_names(run: Path) -> tuple[str, ...]:
+    """Returns the names of the classes that a run was trained on.
+
+    Raises:
+      ConfigError: If they cannot be read.
+    """
+    names = _read_json(run / CLASS_NAMES)
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ConfigError(f"{run / CLASS_NAMES}: expected a list of names")
+    return tuple(names)
+
+
+def _read_json(path: Path) -> Any:
     try:
-        content = json.loads(stored.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{stored}: not readable as JSON: {error}") from error
-    return from_json(TrainConfig, content, where=str(stored))
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
 
 
 def _check_same(stored: TrainConfig, config: TrainConfig) -> None:

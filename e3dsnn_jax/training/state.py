@@ -48,18 +48,17 @@ def create_state(
       The state before the first update.
     """
 
-    # Only initial values come out, so tracing with abstract arrays is enough and the
-    # network itself is never run.
+    # Only initial values come out, so the compiler drops the network itself.
     @jax.jit
     def initialise(key: PRNGKeyArray) -> TrainState:
-        shapes = jax.tree.map(
+        blank = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), example_batch
         )
         variables: Any = model.init(
             key,
-            shapes.features,
-            shapes.levels,
-            num_clouds=shapes.labels.shape[0],
+            blank.features,
+            blank.levels,
+            num_clouds=blank.labels.shape[0],
             train=False,
         )
         params, batch_stats = variables["params"], variables["batch_stats"]

@@ -6,7 +6,7 @@ compute on all the clouds. Voxels never cross devices.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -108,9 +108,12 @@ def shard_batch(batch: ShapeBatch, mesh: Mesh) -> ShapeBatch:
     )
 
 
-def replicate(state: TrainState, mesh: Mesh) -> TrainState:
-    """Puts the same state on every device of the mesh, as a train step returns it."""
-    return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+Tree = TypeVar("Tree")
+
+
+def replicate(tree: Tree, mesh: Mesh) -> Tree:
+    """Puts the same state, or part of one, on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 class _Sums(NamedTuple):
@@ -133,6 +136,11 @@ def _sums(
         jnp.sum(right, dtype=jnp.int32),
         jnp.sum(labels >= 0, dtype=jnp.int32),
     )
+
+
+def _global_norm(tree: Any) -> Float32[Array, ""]:
+    squares = [jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 
 
 def make_train_step(
@@ -254,7 +262,7 @@ def make_train_step(
             loss=sums.loss / clouds,
             correct=sums.correct,
             clouds=sums.clouds,
-            grad_norm=optax.global_norm(gradient),
+            grad_norm=_global_norm(gradient),
             needed=jax.lax.all_gather(needed, DEVICES),
         )
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics

@@ -44,10 +44,11 @@ def _fill(
     shapes: ProceduralShapes, index: int, *, voxels: int, voxel_size: float
 ) -> VoxelCloud:
     cloud = shapes[index]
+    normals = np.asarray(cloud.normals)
 
     def at_scale(scale: float) -> VoxelCloud:
         scaled = (cloud.points * np.float32(scale)).astype(np.float32)
-        features = np.concatenate([scaled, cloud.normals], axis=1)
+        features = np.concatenate([scaled, normals], axis=1)
         return voxelize(scaled, features, voxel_size=voxel_size, name=cloud.name)
 
     # The count grows with the scale, in steps of one almost everywhere.

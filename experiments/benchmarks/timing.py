@@ -4,17 +4,20 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+Cases = dict[tuple[str, str], Callable[[], object]]
+"""What is timed, by (kind, whose)."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "spconv", "torch")
 
 
 def interleave(
-    cases: Mapping[str, Callable[[], object]], *, repeats: int, warm_up: int = 2
-) -> dict[str, list[float]]:
+    cases: Cases, *, repeats: int, warm_up: int = 2
+) -> dict[tuple[str, str], list[float]]:
     """Times every case once a round, in turns.
 
     On a shared machine the same program takes 1.3 to 2 times as long from one minute
@@ -22,14 +25,14 @@ def interleave(
     mean more than ratios of times taken apart.
 
     Args:
-      cases: What to run, by name. A case returns when its work is done.
+      cases: What to run. A case returns when its work is done.
       repeats: Rounds that are timed.
       warm_up: Rounds before those.
 
     Returns:
       Milliseconds of every round, by case.
     """
-    times: dict[str, list[float]] = {name: [] for name in cases}
+    times: dict[tuple[str, str], list[float]] = {name: [] for name in cases}
     for round_ in range(warm_up + repeats):
         for name, run in cases.items():
             start = time.perf_counter()
@@ -56,6 +59,11 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def is_busy(load_average: float | None) -> bool:
+    """Whether others keep the cores so busy that times should not be quoted."""
+    return load_average is not None and load_average > 0.5 * num_cores()
 
 
 def describe_machine() -> dict[str, Any]:

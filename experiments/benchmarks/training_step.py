@@ -17,44 +17,30 @@ import dataclasses
 import importlib.util
 import json
 import sys
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import tyro
-from jax.sharding import PartitionSpec
 
 from e3dsnn_jax.backbone import VARIANTS
-from e3dsnn_jax.classifier import Classifier
-from e3dsnn_jax.data.loader import ShapeBatch, deal, stack
-from e3dsnn_jax.interop import to_published
-from e3dsnn_jax.pyramid import Capacity, find_levels, fit_capacity, pack_levels
+from e3dsnn_jax.interop import export_state
+from e3dsnn_jax.pyramid import find_levels
 from e3dsnn_jax.training.compilations import programs_compiled, seconds_compiling
-from e3dsnn_jax.training.optimizer import MultiStep, Sgd, make_optimizer
-from e3dsnn_jax.training.overflow import check_overflow
-from e3dsnn_jax.training.state import create_state
-from e3dsnn_jax.training.steps import (
-    DEVICES,
-    make_mesh,
-    make_train_step,
-    replicate,
-    shard_batch,
-)
-from e3dsnn_jax.voxels import VoxelCloud, join_clouds
+from e3dsnn_jax.voxels import join_clouds
 from experiments.benchmarks.clouds import dataset_clouds, surface_clouds
+from experiments.benchmarks.our_network import NUM_CLASSES, Ours
 from experiments.benchmarks.timing import (
+    Cases,
     describe_machine,
     interleave,
+    is_busy,
     num_cores,
     ratio,
     spread,
 )
-
-_NUM_CLASSES = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,138 +66,35 @@ class Benchmark:
     """Time spconv too, where it is installed."""
 
 
-class Ours:
-    """Our network with one batch, and what is timed of it.
-
-    Args:
-      clouds: The batch.
-      labels: Class of each cloud.
-      config: Sizes of the benchmark.
-    """
-
-    def __init__(self, clouds: list[VoxelCloud], labels: np.ndarray, config: Benchmark):
-        self.architecture = VARIANTS[config.variant]
-        self.mesh = make_mesh(_num_devices(config))
-        self.clouds, self.labels = clouds, labels
-        self.hands = deal([len(cloud.coords) for cloud in clouds], self.mesh.size)
-        self.capacity: Capacity = fit_capacity(
-            [self._find(hand)[1] for hand in self.hands]
-        )
-        self.host_batch = self.build_maps()
-        self.batch = shard_batch(self.host_batch, self.mesh)
-        model = Classifier(self.architecture, num_classes=_NUM_CLASSES)
-        # The rate stays constant: the milestone lies beyond every step that is timed.
-        optimizer = make_optimizer(Sgd(), MultiStep((0.999,)), total_steps=10**6)
-        one = jax.tree.map(lambda leaf: leaf[0], self.host_batch)
-        state = create_state(model, optimizer, one, jax.random.key(0))
-        self.state = replicate(state, self.mesh)
-        self._train_step = make_train_step(
-            model, optimizer, self.mesh, label_smoothing=0.2, ema_decay=None
-        )
-
-        def logits(variables: dict[str, Any], batch: ShapeBatch) -> jax.Array:
-            batch = jax.tree.map(lambda leaf: leaf[0], batch)
-            clouds = batch.labels.shape[0]
-            return model.apply(
-                variables, batch.features, batch.levels, num_clouds=clouds, train=False
-            )[0]  # pyright: ignore[reportReturnType]
-
-        split = PartitionSpec(DEVICES)
-        self._forward = jax.jit(
-            jax.shard_map(
-                logits,
-                mesh=self.mesh,
-                in_specs=(PartitionSpec(), split),
-                out_specs=split,
-                check_vma=False,
-            )
-        )
-
-    def _find(self, hand: list[int]):
-        coords, features = join_clouds([self.clouds[member] for member in hand])
-        num_levels = self.architecture.num_levels
-        return features, find_levels(coords, num_levels=num_levels)
-
-    def build_maps(self) -> ShapeBatch:
-        """The batch on the host, its maps built anew by one thread a device."""
-        with ThreadPoolExecutor(len(self.hands)) as threads:
-            found = list(threads.map(self._find, self.hands))
-        features = np.zeros((len(found), self.capacity[0].voxels, 6), np.float32)
-        for rows, (filled, _) in zip(features, found, strict=True):
-            rows[: len(filled)] = filled
-        levels = stack([pack_levels(levels, self.capacity) for _, levels in found])
-        indices = np.array(self.hands, np.int32)
-        return ShapeBatch(features, levels, self.labels[indices], indices)
-
-    def forward(self, batch: ShapeBatch) -> jax.Array:
-        """Logits in inference mode, waited for."""
-        variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
-        return jax.block_until_ready(self._forward(variables, batch))
-
-    def train_step(self, batch: ShapeBatch) -> float:
-        """One update; returns the loss before it."""
-        self.state, metrics = self._train_step(self.state, batch)
-        jax.block_until_ready(self.state)
-        check_overflow(metrics.needed, self.host_batch.levels)
-        return float(metrics.loss)
-
-    def cases(self) -> dict[str, Callable[[], object]]:
-        """What is timed, by name."""
-
-        def with_maps(run: Callable[[ShapeBatch], object]) -> Callable[[], object]:
-            return lambda: run(shard_batch(self.build_maps(), self.mesh))
-
-        return {
-            "maps": self.build_maps,
-            "forward": lambda: self.forward(self.batch),
-            "forward_with_maps": with_maps(self.forward),
-            "train_step": lambda: self.train_step(self.batch),
-            "train_step_with_maps": with_maps(self.train_step),
-        }
-
-
-def _num_devices(config: Benchmark) -> int:
-    if config.devices is not None:
-        return config.devices
-    cores = len(jax.devices())
-    return max(n for n in range(1, cores + 1) if config.clouds % n == 0)
-
-
-def make_peer(ours: Ours) -> tuple[dict[str, Callable[[], object]], float]:
+def make_peer(ours: Ours) -> tuple[Cases, float]:
     """The cases of spconv, and how far its first loss is from ours, relatively.
 
     Both start from the same parameters. Our state is one step further afterwards.
     """
     import torch  # pyright: ignore[reportMissingImports]
 
-    from experiments.benchmarks.spconv_peer import Classifier as Peer
-    from experiments.benchmarks.spconv_peer import Trainer
+    from experiments.benchmarks import spconv_peer
 
     sizes = ours.architecture
-    model = Peer(
+    model = spconv_peer.Classifier(
         in_channels=sizes.in_channels,
         embed_channels=sizes.embed_channels,
         stage_channels=sizes.stage_channels,
         stage_depths=sizes.stage_depths,
-        num_classes=_NUM_CLASSES,
+        num_classes=NUM_CLASSES,
     )
     variables = {"params": ours.state.params, "batch_stats": ours.state.batch_stats}
-    published = to_published(variables, sizes, num_classes=_NUM_CLASSES)
-    state = {name: torch.tensor(array) for name, array in published.items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        raise ValueError(f"spconv's network lacks {missing} and leaves {unexpected}")
-    trainer = Trainer(model)
+    state = export_state(jax.device_get(variables))
+    model.load_state_dict({name: torch.tensor(state[name]) for name in state})
+    trainer = spconv_peer.Trainer(model)
     coords, features = join_clouds(ours.clouds)
-    features = features.astype(np.float32)
     clouds = len(ours.clouds)
 
     torch.set_num_threads(1)
     theirs = trainer.train_step(features, coords, ours.labels)
     difference = abs(ours.train_step(ours.batch) - theirs) / theirs
-    torch.set_num_threads(num_cores())
-    cases = {
+
+    runs = {
         "maps": lambda: trainer.index_pairs(coords, num_clouds=clouds),
         "forward_with_maps": lambda: trainer.forward(
             features, coords, num_clouds=clouds
@@ -219,6 +102,20 @@ def make_peer(ours: Ours) -> tuple[dict[str, Callable[[], object]], float]:
         "train_step_with_maps": lambda: trainer.train_step(
             features, coords, ours.labels
         ),
+    }
+
+    def on_threads(threads: int, run: Callable[[], object]) -> Callable[[], object]:
+        def timed() -> object:
+            torch.set_num_threads(threads)
+            return run()
+
+        return timed
+
+    # Its threads wait by spinning, so that on a busy machine one is the faster.
+    cases = {
+        (kind, f"spconv_{threads}_threads"): on_threads(threads, run)
+        for kind, run in runs.items()
+        for threads in sorted({1, num_cores()})
     }
     return cases, difference
 
@@ -230,8 +127,8 @@ def run(config: Benchmark) -> dict[str, Any]:
       config: Sizes of the benchmark.
 
     Returns:
-      Times in milliseconds, ratios ours / spconv of the same round, and what they
-      depend on.
+      Times in milliseconds by kind and by whose they are; ratios of ours and the
+      faster spconv's in the same round; and what all this depends on.
     """
     machine = describe_machine()
     if config.data is None:
@@ -242,65 +139,89 @@ def run(config: Benchmark) -> dict[str, Any]:
         clouds = dataset_clouds(
             config.data, config.clouds, voxel_size=config.voxel_size
         )
-    labels = (np.arange(len(clouds)) % _NUM_CLASSES).astype(np.int32)
-    coords, _ = join_clouds(clouds)
+    labels = (np.arange(len(clouds)) % NUM_CLASSES).astype(np.int32)
     compiled, compiling = programs_compiled(), seconds_compiling()
-    ours = Ours(clouds, labels, config)
-    levels = find_levels(coords, num_levels=ours.architecture.num_levels)
-    cases = {f"ours {name}": case for name, case in ours.cases().items()}
-    difference = None
+    ours = Ours(clouds, labels, VARIANTS[config.variant], devices=config.devices)
+    cases, difference = ours.cases(), None
     if config.peer and importlib.util.find_spec("spconv"):
         peer, difference = make_peer(ours)
-        # In turns with ours of the same name.
-        for name, case in peer.items():
-            cases[f"spconv {name}"] = case
-        cases = dict(sorted(cases.items(), key=lambda item: item[0].split(" ")[1]))
-    start = time.perf_counter()
+        cases |= peer
+    # Neighbours in a round are compared, so cases of one kind follow each other.
+    cases = {case: cases[case] for case in sorted(cases)}
     times = interleave(cases, repeats=config.repeats)
+
+    coords, _ = join_clouds(clouds)
+    levels = find_levels(coords, num_levels=ours.architecture.num_levels)
     result = {
         "benchmark": "training_step",
-        "config": dataclasses.asdict(config)
-        | {"data": None if config.data is None else str(config.data)},
-        "platform": jax.devices()[0].platform,
-        "devices": ours.mesh.size,
+        "clouds": config.clouds,
+        "variant": config.variant,
+        "voxel_size": config.voxel_size,
+        "data": "embedded" if config.data is None else str(config.data),
         "voxels": [len(level.coords) for level in levels],
         "pairs_per_voxel": [
             round(int(level.submanifold.counts.sum()) / len(level.coords), 2)
             for level in levels
         ],
-        "milliseconds": {name: spread(values) for name, values in times.items()},
-        "ratio": {
-            name: ratio(times[f"ours {name}"], times[f"spconv {name}"])
-            for name in ("maps", "forward_with_maps", "train_step_with_maps")
-            if f"spconv {name}" in times
-        },
+        "repeats": config.repeats,
+        "platform": jax.devices()[0].platform,
+        "devices": ours.mesh.size,
+        "milliseconds": {},
+        "ratio": _ratios(times),
         "loss_difference": difference,
         "programs_compiled": programs_compiled() - compiled,
-        "seconds_compiling": round(seconds_compiling() - compiling, 2),
-        "seconds_timing": round(time.perf_counter() - start, 2),
+        "seconds_compiling": seconds_compiling() - compiling,
+        "busy": is_busy(machine["load_average"]),
         "load_average_after": describe_machine()["load_average"],
     }
+    for (kind, whose), values in times.items():
+        result["milliseconds"].setdefault(kind, {})[whose] = spread(values)
     return result | machine
+
+
+def _ratios(times: dict[tuple[str, str], list[float]]) -> dict[str, dict[str, Any]]:
+    """Ours over the faster spconv, for every kind that both have."""
+    ratios = {}
+    for kind in sorted({kind for kind, _ in times}):
+        peers = [
+            (float(np.median(values)), whose)
+            for (other, whose), values in times.items()
+            if other == kind and whose != "ours"
+        ]
+        if peers:
+            against = min(peers)[1]
+            spread_ = ratio(times[kind, "ours"], times[kind, against])
+            ratios[kind] = spread_ | {"against": against}
+    return ratios
 
 
 def format_table(result: dict[str, Any]) -> str:
     """The times and ratios as lines of text."""
     lines = [
-        f"{result['config']['clouds']} clouds, voxels of the levels "
-        f"{result['voxels']}, pairs per voxel {result['pairs_per_voxel']}",
-        f"{result['devices']} {result['platform']} devices, {result['cores']} cores, "
-        f"load {result['load_average']} before and {result['load_average_after']} "
-        f"after, {result['programs_compiled']} programs compiled in "
-        f"{result['seconds_compiling']} s",
-        f"{'milliseconds':32}{'lower':>10}{'median':>10}{'upper':>10}",
+        f"{result['clouds']} clouds; voxels of the levels {result['voxels']}, "
+        f"pairs per voxel {result['pairs_per_voxel']}",
+        f"{result['devices']} {result['platform']} devices, {result['cores']} cores; "
+        f"{result['programs_compiled']} programs compiled in "
+        f"{result['seconds_compiling']:.1f} s",
     ]
-    rows = result["milliseconds"] | {
-        f"ratio ours/spconv {name}": values for name, values in result["ratio"].items()
-    }
+    if result["busy"]:
+        lines.append(
+            f"BUSY: the load was {result['load_average']:.1f} before this benchmark "
+            "began. The times are too long, and the ratios uncertain."
+        )
+    lines.append(f"{'':48}{'lower':>10}{'median':>10}{'upper':>10}")
+    rows = [
+        (f"{kind}, {whose}, ms", values)
+        for kind, by_whom in result["milliseconds"].items()
+        for whose, values in by_whom.items()
+    ] + [
+        (f"{kind}, ours / {values['against']}", values)
+        for kind, values in result["ratio"].items()
+    ]
     lines += [
-        f"{name:32.44}{row['lower_quartile']:10.3g}{row['median']:10.3g}"
-        f"{row['upper_quartile']:10.3g}"
-        for name, row in rows.items()
+        f"{name:48}{row['lower_quartile']:10.4g}{row['median']:10.4g}"
+        f"{row['upper_quartile']:10.4g}"
+        for name, row in rows
     ]
     return "\n".join(lines)
 

@@ -1,0 +1,256 @@
+"""The command line: `e3dsnn train | evaluate | predict | convert`.
+
+What a command answers goes to stdout, progress and errors to stderr. Modules are
+imported where they are used, so that help and mistyped options answer at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from tyro.conf import CascadeSubcommandArgs, Positional
+
+USER_ERROR = 2
+"""Exit code after an error that the message explains."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluates a trained network: accuracies, confusion matrix, firing rates."""
+
+    run: Positional[Path | None] = None
+    """Folder of a training run."""
+    weights: Path | None = None
+    """Weights file to evaluate instead: .pth in the published layout, or .npz."""
+    data: Path | None = None
+    """Folder of a data set; that of the run, or the embedded shapes, if omitted."""
+    split: Literal["test", "train"] = "test"
+    """Part of `data` to evaluate on."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The run's latest checkpoint or its most accurate one."""
+    votes: int | None = None
+    """Random voxelisations that are averaged; the run's own number if omitted."""
+    voxel_size: float = 0.01
+    """For weights: edge of a voxel that the network was trained with."""
+    workers: int = 0
+    """Worker processes that prepare batches."""
+    out: Path | None = None
+    """Folder for evaluation.json and the figures. If omitted: the run folder, or for
+    other data `evaluation_<data>` in it, or `<weights>_evaluation`."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Prints the most probable classes of a cloud in any point or mesh file."""
+
+    run: Positional[Path]
+    """Folder of a training run, or a weights file (.pth or .npz)."""
+    file: Positional[Path]
+    """npz, npy, txt, xyz, csv, off, ply or obj file."""
+    top: int = 5
+    """Classes to print."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The run's latest checkpoint or its most accurate one."""
+    votes: int | None = None
+    """Random voxelisations that are averaged; the run's own number if omitted."""
+    voxel_size: float = 0.01
+    """For a weights file: edge of a voxel that the network was trained with."""
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Converts weights: from a run, .pth (published layout) or .npz to .pth or .npz."""
+
+    source: Positional[Path]
+    """Folder of a training run, or a weights file."""
+    destination: Positional[Path]
+    """File to write; its ending says in which layout."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The run's latest checkpoint or its most accurate one."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code.
+
+    0 after success, 2 after an error of the user's, 130 after Ctrl-C. Errors are
+    printed as one message; with E3DSNN_TRACEBACK=1 in the environment they are raised.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if words else USER_ERROR
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"e3dsnn-jax {version('e3dsnn-jax')}")
+        return 0
+    command = COMMANDS.get(words[0])
+    if command is None:
+        print(f"e3dsnn: no command {words[0]!r}\n\n{_usage()}", file=sys.stderr)
+        return USER_ERROR
+    return report_errors(lambda: command(words[1:]))
+
+
+def report_errors(action: Callable[[], None]) -> int:
+    """Runs an action and returns the exit code, after a message for user errors."""
+    try:
+        action()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of stdout, such as `head`, has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        if os.environ.get("E3DSNN_TRACEBACK"):
+            raise
+        print(f"Error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except Exception as error:
+        exit_code = getattr(error, "exit_code", None)  # training.stopping.Interrupted
+        if exit_code is None:
+            raise
+        print(error, file=sys.stderr)
+        return exit_code
+    return 0
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{command.__doc__}" for name, command in COMMANDS.items()]
+    return (
+        "usage: e3dsnn COMMAND [options]\n\n"
+        "E-3DSNN, spiking networks on 3D point clouds.\n\n"
+        "commands:\n" + "\n".join(lines) + "\n\n"
+        "`e3dsnn COMMAND --help` lists the options of a command."
+    )
+
+
+def _parse(options: Any, name: str, words: Sequence[str]) -> Any:
+    return tyro.cli(options, prog=f"e3dsnn {name}", args=words)
+
+
+def _train(words: Sequence[str]) -> None:
+    """Train a classifier, or resume a run that was stopped."""
+    from e3dsnn_jax.training.config import TrainConfig
+
+    config = _parse(CascadeSubcommandArgs[TrainConfig], "train", words)
+    from e3dsnn_jax.training.loop import train
+
+    result = train(config)
+    evaluation = result.evaluation
+    print(
+        f"accuracy {evaluation.accuracy:.2%}, mean of the classes "
+        f"{evaluation.mean_class_accuracy:.2%} ({len(evaluation.labels)} clouds); "
+        f"{result.seconds:.0f} s, {result.programs_compiled} programs compiled; "
+        f"{result.run}"
+    )
+
+
+def _evaluate(words: Sequence[str]) -> None:
+    """Evaluate a run or published weights on a data set."""
+    options = _parse(EvaluateOptions, "evaluate", words)
+    if (options.run is None) == (options.weights is None):
+        raise ValueError("give either the folder of a run or --weights, and not both")
+    from e3dsnn_jax.data.open import open_dataset
+    from e3dsnn_jax.training.datasets import open_evaluation
+    from e3dsnn_jax.training.devices import use_all_cores
+    from e3dsnn_jax.training.evaluate import (
+        evaluate_network,
+        format_firing,
+        write_evaluation,
+    )
+    from e3dsnn_jax.training.saved import load_run, load_weights
+
+    if options.weights is not None:
+        use_all_cores(16)
+        dataset = open_dataset(options.data, options.split)
+        network = load_weights(
+            options.weights,
+            class_names=dataset.class_names,
+            voxel_size=options.voxel_size,
+        )
+        out = options.weights.with_name(f"{options.weights.stem}_evaluation")
+    else:
+        network = load_run(options.run, which=options.checkpoint)
+        use_all_cores(network.batch_size)
+        if options.data is None and options.split == "test":
+            dataset = open_evaluation(network.data, network.class_names)
+            out = options.run
+        else:
+            path = options.data or network.data.path
+            dataset = open_dataset(
+                path, options.split, points_per_cloud=network.data.points_per_cloud
+            )
+            name = path.resolve().name if path else "shapes"
+            out = options.run / f"evaluation_{name}_{options.split}"
+    evaluation = evaluate_network(
+        network,
+        dataset,
+        votes=options.votes,
+        workers=options.workers,
+        on_batch=_show_progress,
+    )
+    out = options.out or out
+    write_evaluation(
+        out, evaluation, source=network.source, step=network.step, split=options.split
+    )
+    print(f"clouds                {len(evaluation.labels)}")
+    print(f"votes                 {evaluation.votes}")
+    print(f"accuracy              {evaluation.accuracy:.2%}")
+    print(f"mean class accuracy   {evaluation.mean_class_accuracy:.2%}")
+    print(f"loss                  {evaluation.loss:.4f}")
+    if evaluation.firing:
+        print(f"\n{format_firing(evaluation.firing)}")
+    print(f"Details and figures are in {out}.", file=sys.stderr)
+
+
+def _predict(words: Sequence[str]) -> None:
+    """Print the most probable classes of a point or mesh file."""
+    options = _parse(PredictOptions, "predict", words)
+    if options.top < 1:
+        raise ValueError(f"--top must be 1 or more, got {options.top}")
+    from e3dsnn_jax.data.points import read_points_file
+    from e3dsnn_jax.predictor import load
+
+    # Files are small and networks are not: a wrong file name answers first.
+    cloud = read_points_file(options.file)
+    predictor = load(
+        options.run, which=options.checkpoint, voxel_size=options.voxel_size
+    )
+    prediction = predictor.predict_clouds([cloud], votes=options.votes)[0]
+    for name, probability in prediction.top(options.top):
+        print(f"{probability:6.1%}  {name}")
+
+
+def _convert(words: Sequence[str]) -> None:
+    """Convert weights between runs, .pth (published layout) and .npz."""
+    options = _parse(ConvertOptions, "convert", words)
+    from e3dsnn_jax import interop
+
+    if not options.source.is_dir():
+        print(interop.convert(options.source, options.destination))
+        return
+    from e3dsnn_jax.training.saved import load_run
+
+    network = load_run(options.source, which=options.checkpoint)
+    interop.write_weights(network.variables, options.destination)
+    print(f"{options.destination}: step {network.step} of {options.source}")
+
+
+def _show_progress(done: int, total: int) -> None:
+    if sys.stderr.isatty() or done == total:
+        end = "\n" if done == total else "\r"
+        print(f"evaluated {done} of {total} batches", end=end, file=sys.stderr)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "convert": _convert,
+}

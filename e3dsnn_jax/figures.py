@@ -1,0 +1,191 @@
+"""The figures of a run, as PNG files: nothing is ever shown on a screen."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from e3dsnn_jax.data.clouds import PointCloud
+from e3dsnn_jax.training.metrics import FiringRate
+
+_BLUE, _ORANGE, _GREY = "#2f6db3", "#d9722b", "#8a8a8a"
+
+
+def draw_confusion(
+    confusion: Int[np.ndarray, "classes classes"],
+    class_names: Sequence[str],
+    path: Path,
+) -> None:
+    """Draws where the clouds of each class went, as shares of that class.
+
+    Cells carry the number of clouds where there is any; the diagonal is right.
+
+    Args:
+      confusion: Counts, a row for each true class.
+      class_names: Names in the order of the rows.
+      path: The PNG file to write.
+    """
+    classes = len(class_names)
+    totals = confusion.sum(axis=1, keepdims=True)
+    shares = confusion / np.maximum(totals, 1)
+    side = 3.0 + 0.28 * max(classes, 8)
+    figure = _figure(side + 0.8, side)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    font = 9 if classes <= 16 else 7
+    for (row, column), count in np.ndenumerate(confusion):
+        if count:
+            colour = "white" if shares[row, column] > 0.55 else "black"
+            axes.text(
+                column, row, str(count), ha="center", va="center", color=colour,
+                fontsize=font - 1,
+            )  # fmt: skip
+    ticks = range(classes)
+    labels = [_shorten(name) for name in class_names]
+    axes.set_xticks(ticks, labels, rotation=90, fontsize=font)
+    axes.set_yticks(ticks, labels, fontsize=font)
+    axes.set_xticks(np.arange(classes + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(classes + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="#e8e8e8", linewidth=0.5)
+    axes.tick_params(which="minor", length=0)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    right, clouds = int(np.trace(confusion)), int(confusion.sum())
+    axes.set_title(
+        f"{right} of {clouds} clouds right ({right / max(clouds, 1):.1%})", fontsize=11
+    )
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
+    bar.set_label("share of the true class")
+    _save(figure, path)
+
+
+def draw_firing(firing: dict[str, FiringRate], path: Path) -> None:
+    """Draws how much each spiking layer fires, in the order of the network.
+
+    Args:
+      firing: Rates by layer.
+      path: The PNG file to write.
+    """
+    names = list(firing)
+    rates = [100 * firing[name].firing_rate for name in names]
+    spikes = [firing[name].mean_spikes for name in names]
+    figure = _figure(8.5, 1.3 + 0.3 * len(names))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    rows = np.arange(len(names))
+    for axes, values, colour, form in (
+        (left, rates, _BLUE, "{:.1f}"),
+        (right, spikes, _ORANGE, "{:.2f}"),
+    ):
+        bars = axes.barh(rows, values, color=colour)
+        axes.bar_label(bars, [form.format(v) for v in values], padding=3, fontsize=8)
+        axes.margins(x=0.15)
+        _tidy(axes)
+    left.set_yticks(rows, names, fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel("neurons that fire (% of voxels, steps, channels)")
+    right.set_xlabel("mean spike of a neuron")
+    _save(figure, path)
+
+
+def draw_training(metrics: list[dict[str, Any]], path: Path) -> None:
+    """Draws loss and accuracy over the epochs, of training steps and evaluations.
+
+    Args:
+      metrics: Lines of `metrics.jsonl`.
+      path: The PNG file to write.
+    """
+    figure = _figure(9, 3.8)
+    curves = [line for line in metrics if line["kind"] == "train"]
+    points = [line for line in metrics if line["kind"] == "eval"]
+    panels = figure.subplots(1, 2)
+    for axes, key, scale in zip(panels, ("loss", "accuracy"), (1, 100), strict=True):
+        axes.plot(
+            [line["epoch"] for line in curves],
+            [scale * line[key] for line in curves],
+            color=_GREY,
+            linewidth=1,
+            label="training (augmented clouds)",
+        )
+        axes.plot(
+            [line["epoch"] for line in points],
+            [scale * line[key] for line in points],
+            color=_BLUE,
+            marker="o",
+            markersize=4,
+            label="evaluation",
+        )
+        axes.set_xlabel("epoch")
+        _tidy(axes)
+    panels[0].set_ylabel("cross-entropy (nats; smoothed in training)")
+    panels[1].set_ylabel("accuracy (%)")
+    panels[1].legend(frameon=False, fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
+def draw_clouds(
+    clouds: Sequence[PointCloud],
+    probabilities: Float[np.ndarray, "clouds classes"],
+    class_names: Sequence[str],
+    path: Path,
+    *,
+    columns: int = 6,
+) -> None:
+    """Draws clouds with their true and predicted class; wrong ones in orange.
+
+    Args:
+      clouds: The clouds to show.
+      probabilities: Predicted distribution of each of them.
+      class_names: Names of the classes.
+      path: The PNG file to write.
+      columns: Clouds in a row.
+    """
+    rows = -(-len(clouds) // columns)
+    figure = _figure(2.1 * columns, 2.5 * rows)
+    grid = figure.subplots(
+        rows, columns, squeeze=False, subplot_kw={"projection": "3d"}
+    ).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, cloud, distribution in zip(grid, clouds, probabilities, strict=False):
+        points = cloud.points - (cloud.points.max(axis=0) + cloud.points.min(axis=0)) / 2
+        reach = float(np.abs(points).max()) or 1.0
+        # Nearer points are darker, so that the shape reads as a solid.
+        depth = points @ np.array([0.6, -0.7, 0.4], np.float32)
+        axes.scatter(*points.T, c=depth, cmap="Blues", s=1.5, vmin=-1.5 * reach)
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
+        axes.set_box_aspect((1, 1, 1), zoom=1.3)
+        best = int(distribution.argmax())
+        wrong = best != cloud.label
+        title = f"{_shorten(class_names[best])} {distribution[best]:.0%}"
+        if wrong and cloud.label >= 0:
+            title += f"\ntrue: {_shorten(class_names[cloud.label])}"
+        colour = _ORANGE if wrong and cloud.label >= 0 else "black"
+        axes.set_title(title, fontsize=8, color=colour)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Without pyplot no figure outlives its function and no display is looked for.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= 24 else name[:23] + "…"

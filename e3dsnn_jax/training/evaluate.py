@@ -1,0 +1,243 @@
+"""Evaluation: accuracies, the confusion matrix, and how much every layer fires."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from e3dsnn_jax.data.clouds import ShapeDataset
+from e3dsnn_jax.data.loader import (
+    BatchLayout,
+    BatchSource,
+    iterate,
+    plan_capacities,
+)
+from e3dsnn_jax.training.datasets import check_classes
+from e3dsnn_jax.training.devices import choose_devices
+from e3dsnn_jax.training.metrics import (
+    FiringRate,
+    FiringTotals,
+    add_firing,
+    confusion_matrix,
+    firing_rates,
+    mean_class_accuracy,
+    overall_accuracy,
+)
+from e3dsnn_jax.training.run_folder import write_json
+from e3dsnn_jax.training.saved import SavedNetwork
+from e3dsnn_jax.training.steps import (
+    EvalStep,
+    make_eval_step,
+    make_mesh,
+    shard_batch,
+)
+
+SEED = 0
+"""Chooses the random point of each voxel, the same ones in every evaluation."""
+
+
+class Evaluation(NamedTuple):
+    """What a network makes of a dataset."""
+
+    class_names: tuple[str, ...]
+    labels: Int[np.ndarray, " clouds"]
+    """True class of each cloud."""
+    probabilities: Float[np.ndarray, "clouds classes"]
+    """Predicted distribution of each cloud, averaged over the votes."""
+    confusion: Int[np.ndarray, "classes classes"]
+    """Clouds by true class (row) and predicted class (column)."""
+    accuracy: float
+    """Share of the clouds whose most probable class is the true one."""
+    mean_class_accuracy: float
+    """Mean over the classes that occur of the share of their clouds that are right."""
+    class_accuracy: Float[np.ndarray, " classes"]
+    """That share of each class, NaN for a class that does not occur."""
+    loss: float
+    """Mean cross-entropy of a cloud and vote, without label smoothing, in nats."""
+    firing: dict[str, FiringRate]
+    """Activity of every spiking layer over the whole dataset."""
+    votes: int
+    """Random voxelisations of each cloud."""
+
+
+def make_evaluation_source(
+    dataset: ShapeDataset, layout: BatchLayout, *, votes: int = 1
+) -> BatchSource:
+    """The batches of an evaluation: every cloud once for each vote, unchanged.
+
+    Raises:
+      ValueError: If the dataset is empty.
+    """
+    if not len(dataset):
+        raise ValueError("the dataset to evaluate has no clouds")
+    source = BatchSource(dataset, layout, seed=SEED, epochs=votes)
+    capacities = plan_capacities(source, num_batches=32)
+    return dataclasses.replace(source, capacities=capacities)
+
+
+def evaluate(
+    eval_step: EvalStep,
+    variables: dict[str, Any],
+    source: BatchSource,
+    mesh: Mesh,
+    *,
+    workers: int = 0,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Runs a network over a dataset.
+
+    Args:
+      eval_step: From `make_eval_step`.
+      variables: `{"params": ..., "batch_stats": ...}`.
+      source: From `make_evaluation_source`.
+      mesh: The mesh of `eval_step`.
+      workers: Processes that prepare batches.
+      on_batch: Called with the batches done and their number after each one.
+
+    Raises:
+      CapacityError: If a batch does not fit the static shapes planned for it.
+    """
+    classes = len(source.dataset.class_names)
+    labels = np.full(len(source.dataset), -1, np.int32)
+    summed = np.zeros((len(source.dataset), classes))
+    firing: dict[str, FiringTotals] = {}
+    loss = 0.0
+    for done, batch in enumerate(iterate(source, workers=workers), start=1):
+        output = eval_step(
+            variables["params"], variables["batch_stats"], shard_batch(batch, mesh)
+        )
+        real = batch.indices >= 0
+        labels[batch.indices[real]] = batch.labels[real]
+        summed[batch.indices[real]] += _softmax(np.asarray(output.logits)[real])
+        loss += float(output.loss_sum)
+        firing = add_firing(firing, output.firing)
+        if on_batch is not None:
+            on_batch(done, len(source))
+    probabilities = summed / source.epochs
+    confusion = confusion_matrix(
+        labels, probabilities.argmax(axis=1), num_classes=classes
+    )
+    by_class = mean_class_accuracy(confusion)
+    return Evaluation(
+        class_names=source.dataset.class_names,
+        labels=labels,
+        probabilities=probabilities,
+        confusion=confusion,
+        accuracy=overall_accuracy(confusion),
+        mean_class_accuracy=by_class.mean,
+        class_accuracy=by_class.per_class,
+        loss=loss / (len(labels) * source.epochs),
+        firing=firing_rates(firing),
+        votes=source.epochs,
+    )
+
+
+def _softmax(
+    logits: Float[np.ndarray, "clouds classes"],
+) -> Float[np.ndarray, "clouds classes"]:
+    scores = logits.astype(np.float64)
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def describe(evaluation: Evaluation, **details: Any) -> dict[str, Any]:
+    """The evaluation as JSON: what a table or a later comparison needs.
+
+    Args:
+      evaluation: Result of `evaluate`.
+      details: Further entries, such as the checkpoint's step.
+    """
+    named = zip(evaluation.class_names, evaluation.class_accuracy, strict=True)
+    return {
+        "accuracy": evaluation.accuracy,
+        "mean_class_accuracy": evaluation.mean_class_accuracy,
+        "loss": evaluation.loss,
+        "clouds": len(evaluation.labels),
+        "votes": evaluation.votes,
+        **details,
+        "class_accuracy": {
+            name: None if math.isnan(value) else float(value) for name, value in named
+        },
+        "firing": {
+            name: {
+                field: None if math.isnan(value) else value
+                for field, value in rate._asdict().items()
+            }
+            for name, rate in evaluation.firing.items()
+        },
+        "confusion": evaluation.confusion.tolist(),
+    }
+
+
+def write_evaluation(run: Path, evaluation: Evaluation, **details: Any) -> None:
+    """Writes `evaluation.json` and the figures of an evaluation into a folder."""
+    # Imported late: a training without figures starts faster without it.
+    from e3dsnn_jax import figures
+
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / "evaluation.json", describe(evaluation, **details))
+    folder = run / "figures"
+    folder.mkdir(exist_ok=True)
+    figures.draw_confusion(
+        evaluation.confusion, evaluation.class_names, folder / "confusion.png"
+    )
+    if evaluation.firing:
+        figures.draw_firing(evaluation.firing, folder / "firing.png")
+
+
+def format_firing(firing: dict[str, FiringRate]) -> str:
+    """A table of the firing rate of every spiking layer."""
+    width = max(map(len, firing), default=0)
+    lines = [f"{'layer':<{width}}  firing rate  mean spikes  silent channels"]
+    lines += [
+        f"{name:<{width}}  {rate.firing_rate:>11.1%}  {rate.mean_spikes:>11.3f}  "
+        f"{rate.silent_channels:>15d}"
+        for name, rate in firing.items()
+    ]
+    return "\n".join(lines)
+
+
+def evaluate_network(
+    network: SavedNetwork,
+    dataset: ShapeDataset,
+    *,
+    votes: int | None = None,
+    workers: int = 0,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Evaluates a trained network on all devices.
+
+    Args:
+      network: From `load_run` or `load_weights`.
+      dataset: Clouds of the network's classes.
+      votes: Voxelisations of each cloud; the network's own number if omitted.
+      workers: Processes that prepare batches.
+      on_batch: Called with the batches done and their number after each one.
+
+    Raises:
+      ValueError: If the dataset is empty, has other classes or lacks the normals that
+        the network needs.
+    """
+    check_classes(dataset, network.class_names, where="the data")
+    devices = choose_devices(network.batch_size)
+    layout = BatchLayout(
+        batch_size=network.batch_size,
+        num_devices=devices,
+        num_levels=network.model.architecture.num_levels,
+        voxel_size=network.data.voxel_size,
+        normals=network.data.normals,
+    )
+    mesh = make_mesh(devices)
+    return evaluate(
+        make_eval_step(network.model, mesh),
+        network.variables,
+        make_evaluation_source(dataset, layout, votes=votes or network.votes),
+        mesh,
+        workers=workers,
+        on_batch=on_batch,
+    )

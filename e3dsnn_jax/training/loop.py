@@ -1,0 +1,303 @@
+"""The training loop: everything around the compiled step.
+
+A run is a pure function of its configuration. Batches follow from (seed, step), so a
+checkpoint needs the state and the step alone, and a run that was stopped anywhere ends
+with the same parameters, bit for bit, as one that never was.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from e3dsnn_jax.data.loader import ShapeBatch, iterate
+from e3dsnn_jax.pyramid import CapacityError
+from e3dsnn_jax.training.checkpoints import Checkpoints, Position
+from e3dsnn_jax.training.compilations import programs_compiled
+from e3dsnn_jax.training.config import TrainConfig, check_config
+from e3dsnn_jax.training.datasets import open_data
+from e3dsnn_jax.training.devices import use_all_cores
+from e3dsnn_jax.training.evaluate import Evaluation, evaluate, write_evaluation
+from e3dsnn_jax.training.run_folder import MetricsLog, open_run, read_metrics
+from e3dsnn_jax.training.setup import RunSetup, make_setup
+from e3dsnn_jax.training.state import TrainState
+from e3dsnn_jax.training.steps import (
+    StepMetrics,
+    replicate,
+    shard_batch,
+)
+from e3dsnn_jax.training.stopping import Interrupted, StopRequest, stop_on_signals
+
+
+class TrainingError(ValueError):
+    """A run cannot go on; the message says at which step, why, and what to do."""
+
+
+class TrainResult(NamedTuple):
+    """How a run ended."""
+
+    run: Path
+    """Folder of the run."""
+    step: int
+    """Optimizer updates done."""
+    evaluation: Evaluation
+    """Evaluation of the last variables."""
+    variables: dict[str, Any]
+    """The variables that were evaluated: moving averages where there are."""
+    seconds: float
+    """Wall-clock time of this call."""
+    programs_compiled: int
+    """Programs that this call compiled."""
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Trains a classifier, or resumes and finishes a run that was stopped.
+
+    Args:
+      config: The run. If its folder holds a run, the configurations must agree.
+
+    Raises:
+      Interrupted: After Ctrl-C or SIGTERM, when the state is saved.
+      TrainingError: If the loss is not finite, or a batch needs larger static shapes.
+      ValueError: If the configuration or the data cannot be used.
+    """
+    started, compiled = time.monotonic(), programs_compiled()
+    check_config(config)
+    use_all_cores(
+        config.recipe.batch_size // config.recipe.accumulate, devices=config.devices
+    )
+    data = open_data(config.data)
+    setup, state = make_setup(config, data)
+    config = open_run(config, data.train.class_names)
+    setup = setup._replace(config=config)
+    with Checkpoints(config.run, keep=config.keep) as checkpoints:
+        position = Position(0, config.seed, setup.mesh.size, [])
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            state, stored = restored
+            _announce(stored, position)
+            position = stored._replace(devices=position.devices)
+        state = replicate(state, setup.mesh)
+        with (
+            MetricsLog(config.run, step=position.step) as log,
+            stop_on_signals() as stop,
+        ):
+            run = _Run(setup, checkpoints, log, stop)
+            state, evaluation = run.advance(state, position)
+    variables = _evaluated(state)
+    write_evaluation(config.run, evaluation, step=setup.total)
+    _draw_curves(config.run)
+    return TrainResult(
+        run=config.run,
+        step=setup.total,
+        evaluation=evaluation,
+        variables=jax.tree.map(np.asarray, variables),
+        seconds=time.monotonic() - started,
+        programs_compiled=programs_compiled() - compiled,
+    )
+
+
+class _Run:
+    """A run in progress: what changes beside the state."""
+
+    def __init__(
+        self,
+        setup: RunSetup,
+        checkpoints: Checkpoints,
+        log: MetricsLog,
+        stop: StopRequest,
+    ):
+        self.setup = setup
+        self.checkpoints = checkpoints
+        self.log = log
+        self.stop = stop
+        # Steps since the last line of metrics, and when the first of them started.
+        self.window: list[list[float]] = []
+        self.window_started = time.monotonic()
+
+    def advance(
+        self, state: TrainState, position: Position
+    ) -> tuple[TrainState, Evaluation]:
+        """Trains from a position to the end of the run."""
+        setup, config = self.setup, self.setup.config
+        step, self.window = position.step, [list(row) for row in position.window]
+        evaluation, pending = None, None
+        batches = self._batches(step)
+        with tqdm(
+            total=setup.total, initial=step, unit="step", file=sys.stderr, mininterval=0.5
+        ) as bar:
+            while not self.stop:
+                due = step > 0 and setup.is_due(step, config.evaluate_every_epochs)
+                if due and evaluation is None:
+                    evaluation = self._evaluate(state, step, bar)
+                if step == setup.total:
+                    break
+                batch = next(batches, None)
+                if batch is None:
+                    break  # a worker was ended by the same Ctrl-C
+                state, metrics = setup.train_step(state, batch)
+                step, evaluation = step + 1, None
+                # The numbers of a step are read while the next one computes.
+                if pending is not None:
+                    self._account(*pending, bar)
+                pending = (step, metrics)
+                if self._is_checkpoint(step):
+                    self._account(*pending, bar)
+                    pending = None
+                    self._save(state, step, position)
+            if pending is not None:
+                self._account(*pending, bar)
+        batches.close()
+        if step < setup.total or evaluation is None:
+            self._save(state, step, position)
+            self.checkpoints.wait()
+            raise self._interrupted(step)
+        return state, evaluation
+
+    def _is_checkpoint(self, step: int) -> bool:
+        config, every = self.setup.config, self.setup.config.checkpoint_every_steps
+        return (
+            self.setup.is_due(step, config.checkpoint_every_epochs)
+            # An evaluation that is interrupted starts again from a checkpoint.
+            or self.setup.is_due(step, config.evaluate_every_epochs)
+            or (every is not None and step % every == 0)
+        )
+
+    def _save(self, state: TrainState, step: int, position: Position) -> None:
+        rows = [list(row) for row in self.window]
+        self.checkpoints.save(state, position._replace(step=step, window=rows))
+
+    def _batches(self, step: int) -> Generator[ShapeBatch]:
+        """Batches from an update on, on their devices."""
+        config = self.setup.config
+        loaded = iterate(
+            self.setup.source,
+            start=step,
+            workers=config.data.workers,
+            prefetch=config.data.prefetch,
+        )
+        try:
+            for batch in loaded:
+                yield shard_batch(batch, self.setup.mesh)
+        except CapacityError as error:
+            raise TrainingError(
+                f"a batch after step {step} does not fit: {error}. Run again with "
+                "larger numbers of --data.capacity-slacks, now "
+                f"{config.data.capacity_slacks}"
+            ) from error
+        except Exception:
+            if not self.stop:
+                raise
+
+    def _account(self, step: int, metrics: StepMetrics, bar: tqdm) -> None:
+        """Checks the numbers of a step, and logs those of every window of steps."""
+        loss = float(metrics.loss)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of step {step} is {loss}: lower the learning rate "
+                f"(--recipe.optimizer.learning-rate, now "
+                f"{self.setup.config.recipe.optimizer.learning_rate}), limit the "
+                "gradient (--recipe.clip-norm 1), or train in float32. Nothing was "
+                "saved after the checkpoint before this step"
+            )
+        row = [loss, int(metrics.correct), int(metrics.clouds), float(metrics.grad_norm)]
+        self.window.append(row)
+        rows = np.array(self.window)
+        loss, accuracy = rows[:, 0].mean(), rows[:, 1].sum() / rows[:, 2].sum()
+        elapsed = max(time.monotonic() - self.window_started, 1e-9)
+        # After a resumption the window holds steps of the process before.
+        speed = rows[:, 2].sum() / elapsed
+        bar.set_postfix_str(
+            f"loss {loss:.3f}, accuracy {accuracy:.1%}, {speed:.0f} clouds/s",
+            refresh=False,
+        )
+        bar.update()
+        if step % self.setup.config.log_every_steps == 0 or step == self.setup.total:
+            self.log.write(
+                "train",
+                step,
+                epoch=step / self.setup.source.steps_per_epoch,
+                loss=float(loss),
+                accuracy=float(accuracy),
+                grad_norm=float(rows[:, 3].mean()),
+                clouds_per_second=float(speed),
+            )
+            self.window, self.window_started = [], time.monotonic()
+
+    def _evaluate(self, state: TrainState, step: int, bar: tqdm) -> Evaluation:
+        setup, began = self.setup, time.monotonic()
+
+        def on_batch(done: int, total: int) -> None:
+            if self.stop:
+                self.checkpoints.wait()
+                raise self._interrupted(step)
+            bar.set_description(f"evaluating {done}/{total}", refresh=False)
+            bar.update(0)  # redraws, but not too often
+
+        variables = _evaluated(state)
+        result = evaluate(
+            setup.eval_step,
+            variables,
+            setup.evaluation,
+            setup.mesh,
+            workers=setup.config.data.workers,
+            on_batch=on_batch,
+        )
+        bar.set_description("", refresh=False)
+        self.checkpoints.save_best(variables, step=step, accuracy=result.accuracy)
+        lines = read_metrics(setup.config.run)
+        # A resumed run may stand at a step whose evaluation is already logged.
+        if not any(line["kind"] == "eval" and line["step"] == step for line in lines):
+            self.log.write(
+                "eval",
+                step,
+                epoch=setup.epochs_done(step),
+                loss=result.loss,
+                accuracy=result.accuracy,
+                mean_class_accuracy=result.mean_class_accuracy,
+            )
+        tqdm.write(
+            f"epoch {setup.epochs_done(step)}: accuracy {result.accuracy:.2%}, mean of "
+            f"the classes {result.mean_class_accuracy:.2%}, loss {result.loss:.3f}",
+            file=sys.stderr,
+        )
+        # Evaluating does not count as slow training.
+        self.window_started += time.monotonic() - began
+        return result
+
+    def _interrupted(self, step: int) -> Interrupted:
+        run = self.setup.config.run
+        return Interrupted(
+            f"Stopped at step {step} of {self.setup.total}; the state is saved in "
+            f"{run}. Run the same command again to resume.",
+            signal_number=self.stop.signal_number or 2,
+        )
+
+
+def _evaluated(state: TrainState) -> dict[str, Any]:
+    if state.ema is not None:
+        return state.ema
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _announce(stored: Position, now: Position) -> None:
+    print(f"Resuming after step {stored.step}.", file=sys.stderr)
+    if stored.devices != now.devices:
+        print(
+            f"The run used {stored.devices} devices and goes on with {now.devices}: "
+            "sums are rounded differently, so its numbers will differ slightly from "
+            "those of a run without a break.",
+            file=sys.stderr,
+        )
+
+
+def _draw_curves(run: Path) -> None:
+    from e3dsnn_jax import figures
+
+    figures.draw_training(read_metrics(run), run / "figures" / "training.png")

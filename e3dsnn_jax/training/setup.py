@@ -1,0 +1,126 @@
+"""What stays the same through a training run: batches, shapes, compiled steps."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
+
+from e3dsnn_jax.classifier import Classifier
+from e3dsnn_jax.data.loader import BatchLayout, BatchSource, plan_capacities
+from e3dsnn_jax.training.config import TrainConfig
+from e3dsnn_jax.training.datasets import RunData
+from e3dsnn_jax.training.devices import choose_devices
+from e3dsnn_jax.training.evaluate import make_evaluation_source
+from e3dsnn_jax.training.optimizer import make_optimizer
+from e3dsnn_jax.training.state import TrainState, create_state
+from e3dsnn_jax.training.steps import (
+    EvalStep,
+    TrainStep,
+    make_eval_step,
+    make_mesh,
+    make_train_step,
+)
+
+
+class RunSetup(NamedTuple):
+    """A run without its state."""
+
+    config: TrainConfig
+    source: BatchSource
+    """Training batches."""
+    evaluation: BatchSource
+    """Batches of an evaluation."""
+    mesh: Mesh
+    train_step: TrainStep
+    eval_step: EvalStep
+    total: int
+    """Optimizer updates of the whole run."""
+
+    def epochs_done(self, step: int) -> int:
+        """Whole epochs behind update `step`."""
+        return step // self.source.steps_per_epoch
+
+    def is_due(self, step: int, every_epochs: int) -> bool:
+        """Whether update `step` completed a number of epochs that `every` divides."""
+        epochs, before = self.epochs_done(step), self.epochs_done(step - 1)
+        return step == self.total or epochs // every_epochs > before // every_epochs
+
+
+def make_setup(config: TrainConfig, data: RunData) -> tuple[RunSetup, TrainState]:
+    """Plans the shapes of a run, and initialises its state.
+
+    Raises:
+      ValueError: If the data are too few for the batch, or the options do not fit.
+    """
+    recipe = config.recipe
+    at_once = recipe.batch_size // recipe.accumulate
+    devices = choose_devices(at_once, config.devices)
+    mesh = make_mesh(devices)
+    architecture = config.model.resolve_architecture(normals=config.data.normals)
+    # What each device works through one after the other is laid out as devices.
+    layout = BatchLayout(
+        batch_size=recipe.batch_size,
+        num_devices=devices * recipe.accumulate,
+        num_levels=architecture.num_levels,
+        voxel_size=config.data.voxel_size,
+        normals=config.data.normals,
+    )
+    source = BatchSource(
+        data.train,
+        layout,
+        recipe=recipe.augment,
+        seed=config.seed,
+        epochs=recipe.epochs,
+        shuffle=True,
+    )
+    capacities = plan_capacities(source, slacks=config.data.capacity_slacks)
+    source = dataclasses.replace(source, capacities=capacities)
+    model = Classifier(
+        architecture=architecture,
+        num_classes=len(data.train.class_names),
+        neuron=config.model.neuron,
+        compute_dtype=config.model.compute_dtype,
+    )
+    optimizer = make_optimizer(
+        recipe.optimizer,
+        recipe.schedule,
+        total_steps=len(source),
+        clip_norm=recipe.clip_norm,
+    )
+    example = jax.tree.map(lambda leaf: leaf[0], source[0])
+    state = create_state(
+        model,
+        optimizer,
+        example,
+        _key(config.seed),
+        ema=recipe.ema_decay is not None,
+    )
+    train_step = make_train_step(
+        model,
+        optimizer,
+        mesh,
+        label_smoothing=recipe.label_smoothing,
+        ema_decay=recipe.ema_decay,
+        accumulate=recipe.accumulate,
+    )
+    whole = dataclasses.replace(layout, batch_size=at_once, num_devices=devices)
+    evaluation = make_evaluation_source(data.evaluation, whole, votes=recipe.votes)
+    setup = RunSetup(
+        config=config,
+        source=source,
+        evaluation=evaluation,
+        mesh=mesh,
+        train_step=train_step,
+        eval_step=make_eval_step(model, mesh),
+        total=len(source),
+    )
+    return setup, state
+
+
+def _key(seed: int) -> PRNGKeyArray:
+    """`jax.random.key(seed)`, without compiling the two programs that it takes."""
+    words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
+    return jax.random.wrap_key_data(words, impl="threefry2x32")

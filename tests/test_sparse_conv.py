@@ -1,0 +1,277 @@
+"""The sparse convolution against a dense one in float64, forward and backward."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from e3dsnn_jax import sparse_conv as module
+from e3dsnn_jax.kernel_map import (
+    KernelMap,
+    blocks_needed,
+    invert,
+    make_kernel,
+    pack_pairs,
+    strided_pairs,
+    submanifold_pairs,
+)
+from e3dsnn_jax.sparse_conv import sparse_conv
+from tests import oracles
+from tests.clouds_of_voxels import hard_coords, random_coords
+
+EXTENT = (6, 7, 9)
+CASES = list(hard_coords(np.random.default_rng(0)).items())
+SUBMANIFOLD = [make_kernel(1), make_kernel(3), make_kernel(3, dilation=2)]
+STRIDED = [
+    make_kernel(2, stride=2),
+    make_kernel(3, stride=2, padding=1),
+    make_kernel((3, 1, 1), stride=(2, 1, 1)),
+]
+EXECUTORS = {
+    "blocks": (module._forward_blocks, module._backward_blocks),
+    "batched": (module._forward_batched, module._backward_batched),
+}
+
+
+@pytest.fixture(params=EXECUTORS)
+def executor(request, monkeypatch):
+    """Runs a test with each executor, whatever the platform would choose."""
+    forward, backward = EXECUTORS[request.param]
+
+    def pick(*operands, cpu, default):
+        del default
+        keywords = cpu.keywords
+        chosen = forward if "num_out" in keywords else backward
+        return chosen(*operands, **keywords)
+
+    monkeypatch.setattr(module.jax.lax, "platform_dependent", pick)
+    return request.param
+
+
+def pack(pairs, num_in, num_out, *, size=16, spare=2) -> KernelMap:
+    blocks = blocks_needed(pairs, pairs_per_block=size) + spare
+    return pack_pairs(
+        pairs,
+        num_in=num_in,
+        num_out=num_out,
+        pairs_per_block=size,
+        blocks_capacity=blocks,
+    )
+
+
+def padded(rng, rows, capacity, channels):
+    """Features of the real rows, and rubbish in the padding rows."""
+    features = rng.normal(size=(capacity, channels)).astype(np.float32)
+    features[rows:] = 1e6
+    return features
+
+
+def expected_gradients(coords, out_coords, features, weights, cotangent, kernel, shift):
+    """Gradients of the dense convolution, one tap at a time."""
+    d_features, d_weights = np.zeros(features.shape), np.zeros(weights.shape)
+    rows = {tuple(cell): row for row, cell in enumerate(coords.tolist())}
+    for number, offset in enumerate(kernel.offsets()):
+        for out_row, (batch, *cell) in enumerate(out_coords.tolist()):
+            at = tuple(
+                o * s - p + k * d
+                for o, s, p, k, d in zip(
+                    cell,
+                    kernel.stride,
+                    shift,
+                    offset,
+                    kernel.dilation,
+                    strict=True,
+                )
+            )
+            row = rows.get((batch, *at))
+            if row is not None:
+                d_features[row] += weights[number] @ cotangent[out_row]
+                d_weights[number] += np.outer(features[row], cotangent[out_row])
+    return d_features, d_weights
+
+
+def check(rng, coords, out_coords, pairs, kernel, shift, dense_out, c_in, c_out):
+    rows, out_rows = len(coords), len(out_coords)
+    num_in, num_out = rows + 3, out_rows + 2
+    kernel_map = pack(pairs, num_in, num_out)
+    features = padded(rng, rows, num_in, c_in)
+    weights = rng.normal(size=(kernel.num_offsets, c_in, c_out)).astype(np.float32)
+    cotangent = padded(rng, out_rows, num_out, c_out)
+    outputs, pull = jax.vjp(
+        lambda x, w: sparse_conv(x, w, kernel_map, num_out=num_out), features, weights
+    )
+    d_features, d_weights = pull(jnp.asarray(cotangent))
+    expected = dense_out(features[:rows].astype(np.float64), weights)
+    np.testing.assert_allclose(outputs[:out_rows], expected, atol=2e-5, rtol=1e-5)
+    np.testing.assert_array_equal(outputs[out_rows:], 0)
+    dx, dw = expected_gradients(
+        coords,
+        out_coords,
+        features[:rows].astype(np.float64),
+        weights.astype(np.float64),
+        cotangent[:out_rows].astype(np.float64),
+        kernel,
+        shift,
+    )
+    np.testing.assert_allclose(d_features[:rows], dx, atol=5e-5, rtol=1e-5)
+    np.testing.assert_array_equal(d_features[rows:], 0)
+    np.testing.assert_allclose(d_weights, dw, atol=2e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", SUBMANIFOLD)
+@pytest.mark.parametrize(("name", "coords"), CASES)
+def test_submanifold_is_the_dense_convolution_on_its_own_sites(
+    rng, executor, name, coords, kernel
+):
+    shift = tuple(k // 2 * d for k, d in zip(kernel.size, kernel.dilation, strict=True))
+    dense_kernel = kernel._replace(padding=shift)
+    pairs = submanifold_pairs(coords, kernel)
+
+    def dense_out(features, weights):
+        grid = oracles.dense_grid(coords, features, 2, EXTENT)
+        return oracles.dense_conv(grid, weights, dense_kernel)[tuple(coords.T)]
+
+    check(rng, coords, coords, pairs, kernel, shift, dense_out, 3, 5)
+
+
+@pytest.mark.parametrize("kernel", STRIDED)
+@pytest.mark.parametrize(("name", "coords"), CASES)
+def test_strided_is_the_dense_convolution_on_reached_sites(
+    rng, executor, name, coords, kernel
+):
+    out_coords, pairs = strided_pairs(coords, kernel, extent=EXTENT)
+
+    def dense_out(features, weights):
+        grid = oracles.dense_grid(coords, features, 2, EXTENT)
+        return oracles.dense_conv(grid, weights, kernel)[tuple(out_coords.T)]
+
+    check(rng, coords, out_coords, pairs, kernel, kernel.padding, dense_out, 4, 3)
+
+
+def make_case(rng, *, c_in=12, c_out=7, density=0.4, size=16, spare=2, kernel=None):
+    kernel = make_kernel(3) if kernel is None else kernel
+    coords = random_coords(rng, density=density)
+    rows = len(coords)
+    kernel_map = pack(
+        submanifold_pairs(coords, kernel), rows, rows, size=size, spare=spare
+    )
+    features = rng.normal(size=(rows, c_in)).astype(np.float32)
+    weights = rng.normal(size=(kernel.num_offsets, c_in, c_out)).astype(np.float32)
+    return features, weights, kernel_map
+
+
+def test_inverse_is_the_adjoint(rng):
+    coords = random_coords(rng)
+    kernel = make_kernel(2, stride=2)
+    out_coords, pairs = strided_pairs(coords, kernel)
+    rows, out_rows = len(coords), len(out_coords)
+    down = pack(pairs, rows, out_rows)
+    x = jnp.asarray(rng.normal(size=(rows, 4)), jnp.float32)
+    z = jnp.asarray(rng.normal(size=(out_rows, 6)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(8, 4, 6)), jnp.float32)
+    forward = sparse_conv(x, weights, down, num_out=out_rows)
+    back = sparse_conv(z, weights.swapaxes(1, 2), invert(down), num_out=rows)
+    np.testing.assert_allclose(jnp.vdot(forward, z), jnp.vdot(x, back), rtol=1e-4)
+
+
+@pytest.mark.parametrize("time", [(), (1,), (3,), (2, 2)])
+def test_time_steps_are_independent(rng, executor, time):
+    _, weights, kernel_map = make_case(rng)
+    rows = int(kernel_map.senders.max())
+    x = rng.normal(size=(rows, *time, 12)).astype(np.float32)
+    outputs = sparse_conv(x, weights, kernel_map, num_out=rows)
+    assert outputs.shape == (rows, *time, 7)
+    flat = x.reshape(rows, -1, 12)
+    for step in range(flat.shape[1]):
+        alone = sparse_conv(flat[:, step], weights, kernel_map, num_out=rows)
+        np.testing.assert_allclose(
+            outputs.reshape(rows, -1, 7)[:, step], alone, rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("c_in", [4, 16])
+def test_integer_inputs_change_nothing(rng, executor, c_in):
+    _, weights, kernel_map = make_case(rng, c_in=c_in)
+    rows = int(kernel_map.senders.max())
+    spikes = rng.integers(0, 5, (rows, c_in)).astype(np.float32)
+    results = []
+    for integer in (False, True):
+        conv = functools.partial(
+            sparse_conv, kernel_map=kernel_map, num_out=rows, integer_inputs=integer
+        )
+        outputs, pull = jax.vjp(conv, spikes, weights)
+        results.append((outputs, *pull(jnp.ones_like(outputs))))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_without_input_gradient_it_is_zero_and_the_kernels_the_same(rng, executor):
+    features, weights, kernel_map = make_case(rng)
+    rows = len(features)
+    grads = []
+    for wanted in (True, False):
+        conv = functools.partial(
+            sparse_conv, kernel_map=kernel_map, num_out=rows, input_gradient=wanted
+        )
+        outputs, pull = jax.vjp(conv, features, weights)
+        grads.append(pull(jnp.ones_like(outputs)))
+    np.testing.assert_array_equal(grads[0][1], grads[1][1])
+    np.testing.assert_array_equal(grads[1][0], 0)
+    assert np.abs(grads[0][0]).max() > 0
+
+
+def test_capacity_does_not_change_the_result(rng, executor):
+    results = []
+    for spare in (0, 40):
+        features, weights, kernel_map = make_case(np.random.default_rng(3), spare=spare)
+        results.append(
+            sparse_conv(features, weights, kernel_map, num_out=len(features))
+        )
+    np.testing.assert_array_equal(*results)
+
+
+def test_a_truncated_map_gives_nan_everywhere(rng, executor):
+    features, weights, kernel_map = make_case(rng, spare=-3)
+    rows = len(features)
+    outputs, pull = jax.vjp(
+        lambda x, w: sparse_conv(x, w, kernel_map, num_out=rows), features, weights
+    )
+    assert np.isnan(outputs).all()
+    assert all(np.isnan(g).all() for g in pull(jnp.ones((rows, 7))))
+
+
+def test_row_order_within_the_batch_only_moves_rows(rng):
+    coords = random_coords(rng)
+    swapped = coords.copy()
+    swapped[:, 0] = 1 - swapped[:, 0]
+    order = np.lexsort(swapped.T[::-1])
+    weights = rng.normal(size=(27, 3, 4)).astype(np.float32)
+    features = rng.normal(size=(len(coords), 3)).astype(np.float32)
+    results = []
+    for cells, rows in ((coords, features), (swapped[order], features[order])):
+        kernel_map = pack(
+            submanifold_pairs(cells, make_kernel(3)), len(rows), len(rows)
+        )
+        results.append(sparse_conv(rows, weights, kernel_map, num_out=len(rows)))
+    np.testing.assert_allclose(results[0][order], results[1], atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16_keeps_float32_sums(rng, executor):
+    _, weights, kernel_map = make_case(rng, c_in=16)
+    rows = int(kernel_map.senders.max())
+    spikes = rng.integers(0, 5, (rows, 16)).astype(np.float32)
+    coarse = weights.astype(jnp.bfloat16)
+    outputs = sparse_conv(spikes.astype(jnp.bfloat16), coarse, kernel_map, num_out=rows)
+    exact = sparse_conv(spikes, coarse.astype(np.float32), kernel_map, num_out=rows)
+    assert outputs.dtype == jnp.bfloat16
+    np.testing.assert_allclose(outputs.astype(np.float32), exact, rtol=2**-8, atol=1e-5)
+
+
+def test_bad_shapes_are_named(rng):
+    features, weights, kernel_map = make_case(rng)
+    with pytest.raises(ValueError, match="inputs have 11 channels but .* takes 12"):
+        sparse_conv(features[:, :11], weights, kernel_map, num_out=5)
+    stacked = jax.tree.map(lambda leaf: leaf[None], kernel_map)
+    with pytest.raises(ValueError, match=r"senders \[blocks, pairs\], got \(1,"):
+        sparse_conv(features, weights, stacked, num_out=5)
