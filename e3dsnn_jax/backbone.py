@@ -218,5 +218,5 @@ class Backbone(nn.Module):
 
 
 def _named(name: str, output: Array, inner: Activations) -> Activations:
-    """Activations of a child module under its name, its output under the name itself."""
+    """Activations of a child module under its name, and its output as the name."""
     return {f"{name}/{key}": value for key, value in inner.items()} | {name: output}

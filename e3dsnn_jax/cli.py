@@ -109,7 +109,10 @@ def report_errors(action: Callable[[], None]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("E3DSNN_TRACEBACK"):
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        message = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            message = f"{error.filename}: {error.strerror}"
+        print(f"Error: {message}", file=sys.stderr)
         return USER_ERROR
     except Exception as error:
         exit_code = getattr(error, "exit_code", None)  # training.stopping.Interrupted

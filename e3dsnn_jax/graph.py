@@ -15,7 +15,7 @@ from e3dsnn_jax.kernel_map import KernelMap
 
 
 def to_graphs_tuple(
-    features: Float[Array, "voxels *channels"], kernel_map: KernelMap
+    features: Float[Array, " voxels *channels"], kernel_map: KernelMap
 ) -> jraph.GraphsTuple:
     """A kernel map and its voxels as one graph.
 
@@ -34,12 +34,12 @@ def to_graphs_tuple(
     rows, channels = features.shape[0], features.shape[1:]
     pairs = kernel_map.senders.shape[1]
     nodes = jnp.concatenate([features, jnp.zeros((1, *channels), features.dtype)])
-    senders = kernel_map.senders.reshape(-1)
+    senders = jnp.asarray(kernel_map.senders).reshape(-1)
     return jraph.GraphsTuple(
         nodes=nodes,
-        edges=jnp.repeat(kernel_map.offset, pairs),
+        edges=jnp.repeat(jnp.asarray(kernel_map.offset), pairs),
         senders=senders,
-        receivers=kernel_map.receivers.reshape(-1),
+        receivers=jnp.asarray(kernel_map.receivers).reshape(-1),
         globals=None,
         n_node=jnp.array([rows + 1]),
         n_edge=jnp.array([senders.shape[0]]),

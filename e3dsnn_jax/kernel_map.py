@@ -401,7 +401,7 @@ def _unique_columns(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def blocks_needed(pairs: Pairs, *, pairs_per_block: int) -> int:
-    """Number of blocks that the pairs take: one offset a block, the last one partial."""
+    """Blocks that the pairs take: one offset a block, the last one partly filled."""
     return int(np.sum(-(-pairs.counts // pairs_per_block)))
 
 

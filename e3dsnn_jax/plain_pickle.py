@@ -158,7 +158,7 @@ def read_plain_pickle(
                 case name:
                     raise ValueError(f"weights do not need the instruction {name}")
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"the pickle is refused at byte {where}: {error}") from error
+        raise ValueError(f"the pickle is refused near byte {where}: {error}") from error
     raise ValueError("the pickle ends before its STOP instruction")
 
 

@@ -12,13 +12,13 @@ def _messages(inputs: Array, kernel_map: KernelMap) -> tuple[Array, Array]:
     overflow = kernel_map.blocks_needed > kernel_map.capacity
     poisoned = jnp.where(overflow, jnp.nan, inputs)  # never pool a truncated map
     rows = jnp.concatenate([poisoned, jnp.zeros_like(inputs[:1])])
-    senders = kernel_map.senders.reshape(-1)
-    return rows[senders], kernel_map.receivers.reshape(-1)
+    senders = jnp.asarray(kernel_map.senders).reshape(-1)
+    return rows[senders], jnp.asarray(kernel_map.receivers).reshape(-1)
 
 
 def sparse_max_pool(
-    inputs: Float[Array, "voxels_in *channels"], kernel_map: KernelMap, *, num_out: int
-) -> Float[Array, "{num_out} *channels"]:
+    inputs: Float[Array, " voxels_in *channels"], kernel_map: KernelMap, *, num_out: int
+) -> Float[Array, " {num_out} *channels"]:
     """Largest input among the active voxels that meet each output; 0 where none.
 
     Source: `SparseMaxPool3d` of the published stack (sites without a voxel take no
@@ -30,8 +30,8 @@ def sparse_max_pool(
 
 
 def sparse_mean_pool(
-    inputs: Float[Array, "voxels_in *channels"], kernel_map: KernelMap, *, num_out: int
-) -> Float[Array, "{num_out} *channels"]:
+    inputs: Float[Array, " voxels_in *channels"], kernel_map: KernelMap, *, num_out: int
+) -> Float[Array, " {num_out} *channels"]:
     """Mean input over the active voxels that meet each output; 0 where none.
 
     Source: `SparseAvgPool3d` of the published stack.

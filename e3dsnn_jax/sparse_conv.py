@@ -33,14 +33,14 @@ class _Static(NamedTuple):
 
 
 def sparse_conv(
-    inputs: Float[Array, "voxels_in *time c_in"],
+    inputs: Float[Array, " voxels_in *time c_in"],
     kernel: Float[Array, "offsets c_in c_out"],
     kernel_map: KernelMap,
     *,
     num_out: int,
     integer_inputs: bool = False,
     input_gradient: bool = True,
-) -> Float[Array, "{num_out} *time c_out"]:
+) -> Float[Array, " {num_out} *time c_out"]:
     r"""Sparse convolution along a kernel map (cross-correlation).
 
     .. math:: y_o = \sum_{(i, o, k)} x_i W_k
@@ -78,10 +78,12 @@ def sparse_conv(
             "sparse_conv takes one map, senders [blocks, pairs], got "
             f"{kernel_map.senders.shape}: drop or map over the leading axis"
         )
+    # Host arrays are welcome too; the loops below index them by traced numbers.
+    kernel_map = jax.tree.map(jnp.asarray, kernel_map)
     time = inputs.shape[1:-1]
     flat = inputs.reshape(inputs.shape[0], int(np.prod(time)), inputs.shape[-1])
     static = _Static(num_out, integer_inputs, input_gradient)
-    outputs = _conv(static, flat, kernel, kernel_map)
+    outputs = _conv(static, jnp.asarray(flat), jnp.asarray(kernel), kernel_map)
     return outputs.reshape(num_out, *time, kernel.shape[-1])
 
 

@@ -27,7 +27,7 @@ ResetFn = Callable[
 class NeuronTrace(NamedTuple):
     """What neurons did over time."""
 
-    spikes: Float[Array, "time *shape"]
+    spikes: Float[Array, " time *shape"]
     """Spikes of every time step, whole numbers stored as floats."""
     membrane: Float[Array, "*shape"]
     """Potential carried past the last step, after reset and decay."""
@@ -111,7 +111,7 @@ def hard_reset(
 
 
 def _run(
-    currents: Float[Array, "time *shape"],
+    currents: Float[Array, " time *shape"],
     spike: SpikeFn,
     reset: ResetFn,
     decay: float,
@@ -135,7 +135,7 @@ def _run(
 
 
 def lif(
-    currents: Float[Array, "time *shape"],
+    currents: Float[Array, " time *shape"],
     *,
     decay: float = 0.5,
     threshold: float = 1.0,
@@ -171,7 +171,7 @@ def lif(
 
 
 def integer_lif(
-    currents: Float[Array, "time *shape"],
+    currents: Float[Array, " time *shape"],
     *,
     levels: int = 4,
     decay: float = 0.5,
@@ -204,7 +204,7 @@ def integer_lif(
 
 def unroll_spikes(
     spikes: Float[Array, "*shape"], *, levels: int
-) -> Float[Array, "{levels} *shape"]:
+) -> Float[Array, " {levels} *shape"]:
     r"""Binary spike trains that carry integer spikes: slot d fires where s > d.
 
     The sum over slots gives the integers back, so for any linear layer

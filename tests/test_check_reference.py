@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -102,7 +103,8 @@ def test_wrong_weights_and_files_are_reported_not_raised(capsys, tmp_path):
     with (tmp_path / "cut.npz").open("r+b") as file:
         file.truncate(1000)
     np.savez(tmp_path / "other.npz", x=np.zeros(2))
-    np.savez(tmp_path / "few.npz", **{"input/grid_coord": np.zeros((1, 3), np.int32)})
+    few: dict[str, Any] = {"input/grid_coord": np.zeros((1, 3), np.int32)}
+    np.savez(tmp_path / "few.npz", **few)
     names = ["cut.npz", "none.npz", "other.npz", "few.npz"]
     status, lines = run(capsys, *(str(tmp_path / name) for name in names))
     assert status == 1

@@ -175,7 +175,7 @@ def _serialize(exported) -> bytearray:
 def test_wrong_features_and_levels_are_named(rng):
     features, levels = make_batch(rng)
     model = Classifier(TINY, 5)
-    with pytest.raises(ValueError, match="features have 2 channels but .* takes 3"):
+    with pytest.raises(ValueError, match=r"features have 2 channels but .* takes 3"):
         run(model, features[:, :2], levels)
     with pytest.raises(ValueError, match="2 levels but the network needs 3"):
         run(model, features, levels[:2])

@@ -150,7 +150,7 @@ def test_deal_balances_voxels_and_counts():
 
 
 def test_bad_use_is_named(source):
-    with pytest.raises(ValueError, match="batch_size=4 .* num_devices=3"):
+    with pytest.raises(ValueError, match=r"batch_size=4 .* num_devices=3"):
         dataclasses.replace(LAYOUT, num_devices=3)
     bare = BatchSource(Spheres(normals=False), LAYOUT)
     with pytest.raises(ValueError, match=r"sphere\[0\]: the cloud has no normals"):

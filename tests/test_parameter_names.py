@@ -91,7 +91,7 @@ def test_a_width_that_cannot_be_told():
     del state["enc.0.down.1.weight"]
     with pytest.raises(ValueError, match=r"a\.pth: enc\.0\.down\.1\.weight is missing"):
         infer_architecture(state, source="a.pth")
-    state["enc.0.down.1.weight"] = np.zeros(3)
+    state["enc.0.down.1.weight"] = np.zeros(3, np.float32)
     with pytest.raises(ValueError, match=r"down\.1\.weight has shape \(3,\), and only"):
         infer_architecture(state, source="a.pth")
     state = published_shapes(SMALL, 3) | {"enc.99999999999.blocks.8.x": np.zeros(1)}

@@ -90,7 +90,7 @@ HOSTILE = {
     "an unhashable key": (b"}]K\x01s.", "a list is used as the key"),
     "an empty stack": (b"\x85.", "pop from empty list"),
     "no mark": (b"t.", "pop from empty list"),
-    "an unset memo": (b"h\x05.", "at byte 2: value 5 is used but never set"),
+    "an unset memo": (b"h\x05.", "near byte 2: value 5 is used but never set"),
     "no end": (b"N", "pickle exhausted before seeing STOP"),
     "text longer than the file": (b"X\xff\xff\xff\x7fa.", "expected 2147483647 bytes"),
     "no pickle at all": (b"\x00\x01", "at position 0, opcode"),

@@ -270,7 +270,7 @@ def test_bfloat16_keeps_float32_sums(rng, executor):
 
 def test_bad_shapes_are_named(rng):
     features, weights, kernel_map = make_case(rng)
-    with pytest.raises(ValueError, match="inputs have 11 channels but .* takes 12"):
+    with pytest.raises(ValueError, match=r"inputs have 11 channels but .* takes 12"):
         sparse_conv(features[:, :11], weights, kernel_map, num_out=5)
     stacked = jax.tree.map(lambda leaf: leaf[None], kernel_map)
     with pytest.raises(ValueError, match=r"senders \[blocks, pairs\], got \(1,"):

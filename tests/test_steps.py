@@ -1,6 +1,7 @@
 """Train and eval steps: parallel equals single, padding weighs nothing, it learns."""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -101,8 +102,9 @@ def initial():
 
 
 @functools.cache
-def train_step(model, devices, accumulate=1, ema_decay=None):
+def train_step(devices, *, spiking=False, accumulate=1, ema_decay=None):
     mesh = make_mesh(devices)
+    model = SPIKING if spiking else CONTINUOUS
     step = make_train_step(
         model,
         SGD,
@@ -116,7 +118,7 @@ def train_step(model, devices, accumulate=1, ema_decay=None):
 
 def run_step(initial, batch, devices, **options):
     """One update of the continuous network; state and metrics on the host."""
-    step, mesh = train_step(CONTINUOUS, devices, **options)
+    step, mesh = train_step(devices, **options)
     state = replicate(initial._replace(ema=None), mesh)
     return jax.device_get(step(state, shard_batch(batch, mesh)))
 
@@ -167,7 +169,7 @@ def test_four_devices_compute_what_one_does(initial):
 
 
 def test_every_device_holds_the_same_state(initial):
-    step, mesh = train_step(CONTINUOUS, 4)
+    step, mesh = train_step(4)
     batch = shard_batch(make_batch(make_clouds(), 4), mesh)
     state, _ = step(replicate(initial._replace(ema=None), mesh), batch)
     for leaf in jax.tree.leaves(state):
@@ -243,26 +245,21 @@ def test_a_batch_laid_out_for_another_accumulation_is_refused(initial, accumulat
 
 
 def test_spiking_network_overfits_one_batch_with_one_program(initial):
-    step, mesh = train_step(SPIKING, 2, ema_decay=0.9)
+    step, mesh = train_step(2, spiking=True, ema_decay=0.9)
     batch = shard_batch(make_batch(make_clouds(), 2), mesh)
-    state = replicate(initial, mesh)
-    losses, correct = [], []
-    for index in range(30):
-        if index == 1:
-            compiled = programs_compiled()
-            before = jax.device_get(state)
+    state, first = step(replicate(initial, mesh), batch)
+    compiled, before = programs_compiled(), jax.device_get(state)
+    state, second = step(state, batch)
+    after, metrics = jax.device_get(state), second
+    for _ in range(28):
         state, metrics = step(state, batch)
-        if index == 1:
-            after = jax.device_get(state)
-        losses.append(metrics.loss)
-        correct.append(metrics.correct)
     assert programs_compiled() == compiled, "a second step compiled something"
-    assert losses[1] < losses[0]
-    assert correct[-1] == 8
+    assert second.loss < first.loss
+    assert metrics.correct == 8
     # The target's entropy is the least that smoothed labels allow.
     shares = np.array([0.8 + 0.2 / 3, 0.2 / 3, 0.2 / 3])
     least = -np.sum(shares * np.log(shares))
-    assert least < losses[-1] < 0.5 * (least + losses[0])
+    assert least < metrics.loss < 0.5 * (least + first.loss)
     assert int(state.step) == 30
     current = {"params": after.params, "batch_stats": after.batch_stats}
     decay = (1 + 1) / (10 + 1)
@@ -273,7 +270,7 @@ def test_spiking_network_overfits_one_batch_with_one_program(initial):
 
 
 def test_the_state_passed_in_is_donated(initial):
-    step, mesh = train_step(CONTINUOUS, 1)
+    step, mesh = train_step(1)
     state = replicate(initial._replace(ema=None), mesh)
     step(state, shard_batch(make_batch(make_clouds(), 1), mesh))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
@@ -325,14 +322,15 @@ def test_eval_step_reports_logits_losses_and_spikes(initial):
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_steps_can_be_exported_for_every_platform(initial, devices):
-    step, mesh = train_step(SPIKING, devices, ema_decay=0.9)
+    step: Any
+    step, mesh = train_step(devices, spiking=True, ema_decay=0.9)
     batch = shard_batch(make_batch(make_clouds(), devices), mesh)
     state = replicate(initial, mesh)
     platforms = ("cpu", "cuda", "tpu")
     exported = jax.export.export(step, platforms=platforms)(state, batch)
     assert exported.platforms == platforms
     assert exported.nr_devices == devices
-    eval_step = make_eval_step(SPIKING, mesh)
+    eval_step: Any = make_eval_step(SPIKING, mesh)
     exported = jax.export.export(eval_step, platforms=platforms)(
         state.params, state.batch_stats, batch
     )
@@ -350,7 +348,7 @@ def test_a_batch_for_other_devices_is_refused():
 
 
 def test_averages_must_be_asked_for_on_both_sides(initial):
-    step, mesh = train_step(CONTINUOUS, 1)
+    step, mesh = train_step(1)
     batch = shard_batch(make_batch(make_clouds(), 1), mesh)
     with pytest.raises(ValueError, match="created with ema=True"):
         step(replicate(initial, mesh), batch)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 from jaxtyping import Array, Float, Int32
@@ -212,18 +213,8 @@ def _pack(shards: _Shards, capacity: Capacity, channels: int) -> ShapeBatch:
     ):
         levels.append(pack_levels(found, capacity))
         features[device, : len(rows)] = rows
-    return ShapeBatch(features, stack(levels), shards.labels, shards.indices)
-
-
-def stack(trees: list) -> tuple:
-    """Stacks equal trees of tuples and arrays leaf by leaf (NumPy, no JAX)."""
-    first = trees[0]
-    if first is None:
-        return None  # pyright: ignore[reportReturnType]
-    if isinstance(first, np.ndarray):
-        return np.stack(trees)  # pyright: ignore[reportReturnType]
-    parts = [stack(list(column)) for column in zip(*trees, strict=True)]
-    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *levels)
+    return ShapeBatch(features, stacked, shards.labels, shards.indices)
 
 
 def plan_capacities(

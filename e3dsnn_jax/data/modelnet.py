@@ -24,7 +24,7 @@ from e3dsnn_jax.data.shards import (
 
 def is_resampled(root: Path) -> bool:
     """Whether a folder has the layout of `modelnet40_normal_resampled`."""
-    return (root / "modelnet40_shape_names.txt").exists()
+    return any(root.glob("modelnet40_*.txt"))
 
 
 def resampled_source(root: Path, split: Split) -> CloudSource:
@@ -34,7 +34,10 @@ def resampled_source(root: Path, split: Split) -> CloudSource:
       FileNotFoundError: If the list of the split or a file that it names is absent.
       ValueError: If a shape's class is not among the class names.
     """
-    class_names = read_class_names(root / "modelnet40_shape_names.txt") or ()
+    names_file = root / "modelnet40_shape_names.txt"
+    class_names = read_class_names(names_file)
+    if class_names is None:
+        raise FileNotFoundError(f"{names_file}: absent, so the classes are unknown")
     list_file = root / f"modelnet40_{split}.txt"
     if not list_file.exists():
         raise FileNotFoundError(f"{list_file}: absent, so there is no {split} set")

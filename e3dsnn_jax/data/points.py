@@ -20,7 +20,8 @@ from e3dsnn_jax.data.clouds import PointCloud, check_cloud, unit_normals
 MESH_POINTS = 10_000
 """Points drawn from a mesh, as many as the resampled ModelNet40 has."""
 
-Rows = Float[np.ndarray, "points 3"]
+# Not tied to one number of rows: a file may hold too few normals, which is reported.
+Rows = Float[np.ndarray, "_ 3"]
 
 
 def read_points_file(
@@ -78,7 +79,8 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
       ValueError: If the file is broken or cut short, with its path.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, because np.load forgets to close a file that it cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except FileNotFoundError:
         raise

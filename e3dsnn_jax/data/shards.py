@@ -118,7 +118,7 @@ def _join(
         class_names,
         tuple(shard["points"] for shard in shards),
         tuple(shard.get("normals") for shard in shards),
-        np.concatenate([shard["label"] for shard in shards]).astype(np.int32),
+        np.concatenate([shard["label"] for shard in shards]),
         tuple(
             f"{path}[{row}] {name}".rstrip()
             for path, shard in zip(files, shards, strict=True)
@@ -184,4 +184,4 @@ def check_labels(labels: np.ndarray, path: Path) -> Int[np.ndarray, " clouds"]:
             f"{path}: label is {labels.dtype} of shape {labels.shape}, expected one "
             "integer a cloud"
         )
-    return labels
+    return labels.astype(np.int64)

@@ -113,7 +113,7 @@ def _bolt(rng: Rng) -> Surface:
 
 def _bottle(rng: Rng) -> Surface:
     radius, body = _between(rng, 0.22, 0.42), _between(rng, 0.6, 1.1)
-    neck_radius, neck = radius * _between(rng, 0.25, 0.5), _between(rng, 0.15, 0.5)
+    neck_radius, neck = radius * _between(rng, 0.3, 0.5), _between(rng, 0.25, 0.55)
     shoulder = _between(rng, 0.08, 0.35)
     top = body + shoulder + neck
     middle = (radius + neck_radius) / 2 + _between(rng, 0.0, 0.06)
@@ -125,7 +125,7 @@ def _bottle(rng: Rng) -> Surface:
         profile += [(cap, top), (cap, top + 0.1), (0.0, top + 0.1)]
     else:
         profile += [(0.8 * neck_radius, top), (0.8 * neck_radius, body + shoulder)]
-    if _chance(rng, 0.4):
+    if _chance(rng, 0.25):
         return transform(revolve(profile, segments=4), np.diag([1.2, 1.2, 1.0]))
     return revolve(profile)
 
@@ -211,10 +211,10 @@ def _drawers(rng: Rng) -> Surface:
         for row in range(rows)
         for column in range(columns)
     ]
-    front, out = (0.88 * cell_x, 0.05, 0.8 * cell_z), -depth / 2 - 0.025
+    front, out = (0.86 * cell_x, 0.08, 0.74 * cell_z), -depth / 2 - 0.04
     parts.append(boxes([(x, out, z) for x, z in cells], [front]))
     grip = (0.07, 0.1, 0.07) if _chance(rng, 0.5) else (0.5 * cell_x, 0.07, 0.05)
-    parts.append(boxes([(x, out - 0.06, z) for x, z in cells], [grip]))
+    parts.append(boxes([(x, out - 0.08, z) for x, z in cells], [grip]))
     return union(parts)
 
 
@@ -270,8 +270,8 @@ def _mug(rng: Rng) -> Surface:
 
 def _pipe_elbow(rng: Rng) -> Surface:
     radius, bend = _between(rng, 0.2, 0.32), _between(rng, 0.4, 0.7)
-    angle = _between(rng, np.pi / 3, 2 * np.pi / 3)
-    straight = _between(rng, 0.1, 0.5)
+    angle = _between(rng, 0.4 * np.pi, 0.65 * np.pi)
+    straight = _between(rng, 0.1, 0.4)
     curve = arc(bend, 0.0, angle) - np.array([bend, 0, 0])
     end = np.array([-np.sin(angle), 0, np.cos(angle)])
     path = np.concatenate([[[0, 0, -straight]], curve, [curve[-1] + straight * end]])

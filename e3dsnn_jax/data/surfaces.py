@@ -32,17 +32,24 @@ def sample_surface(
 ) -> tuple[Float[np.ndarray, "points 3"], Float[np.ndarray, "points 3"]]:
     """Points spread uniformly over the area, and the unit normals there."""
     a, b, c = np.moveaxis(surface.corners, 1, 0)
-    area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
+    area = row_norms(np.cross(b - a, c - a))
     cumulative = np.cumsum(area)
     drawn = rng.random(num_points) * cumulative[-1]
-    triangle = np.searchsorted(cumulative, drawn, side="right")
+    # Only the inner boundaries: a draw that rounds up to the whole area stays inside.
+    triangle = np.searchsorted(cumulative[:-1], drawn, side="right")
     u, v = rng.random((2, num_points))
     # Folding the square's upper triangle onto the lower one keeps the density even.
     u, v = np.where(u + v > 1, (1 - u, 1 - v), (u, v))
-    weights = np.stack([1 - u - v, u, v], axis=1)[:, :, None]
-    points = (weights * surface.corners[triangle]).sum(axis=1)
-    normals = (weights * surface.normals[triangle]).sum(axis=1)
-    return points, normals / np.linalg.norm(normals, axis=1, keepdims=True)
+    weights = np.stack([1 - u - v, u, v], axis=1)
+    points, normals = (
+        np.einsum("pk,pkx->px", weights, values[triangle]) for values in surface
+    )
+    return points, normals / row_norms(normals)[:, None]
+
+
+def row_norms(vectors: Float[np.ndarray, "rows 3"]) -> Float[np.ndarray, " rows"]:
+    """The length of each row; several times as fast as the general `norm`."""
+    return np.sqrt(np.einsum("px,px->p", vectors, vectors))
 
 
 def union(parts: Sequence[Surface]) -> Surface:

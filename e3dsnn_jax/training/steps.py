@@ -185,7 +185,8 @@ def make_train_step(
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must be None or in [0, 1), got {ema_decay}")
-    model = model.clone(batch_axis=DEVICES)
+    # A single device needs no exchange of statistics, and XLA would not remove it.
+    model = model.clone(batch_axis=DEVICES if mesh.size > 1 else None)
 
     def device_loss(
         params: dict[str, Any], batch_stats: dict[str, Any], batch: ShapeBatch
