@@ -23,7 +23,7 @@ quickstart: $(INSTALLED)
 	@$(BIN)/python -m experiments.quickstart
 
 test: lint
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist loadfile
 
 slow: $(INSTALLED)
 	@$(BIN)/python -m pytest -q -m slow

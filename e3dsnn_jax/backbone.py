@@ -3,6 +3,7 @@
 import dataclasses
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -204,6 +205,7 @@ class Backbone(nn.Module):
                 f"the batch has {len(levels)} levels but the network needs "
                 f"{size.num_levels}: one for the stem and one a stage"
             )
+        levels = jax.tree.map(jnp.asarray, levels)  # host arrays are welcome too
         options = (self.neuron, self.batch_axis, self.compute_dtype)
         mask = voxel_mask(levels[0].coords)
         stem = Stem(size.embed_channels, *options, name="stem")

@@ -99,7 +99,7 @@ def draw_training(metrics: list[dict[str, Any]], path: Path) -> None:
       metrics: Lines of `metrics.jsonl`.
       path: The PNG file to write.
     """
-    figure = _figure(9, 3.8)
+    figure = _figure(9.0, 3.8)
     curves = [line for line in metrics if line["kind"] == "train"]
     points = [line for line in metrics if line["kind"] == "eval"]
     panels = figure.subplots(1, 2)

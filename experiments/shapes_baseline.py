@@ -52,7 +52,9 @@ def nearest_rows(
     return ((rows**2).sum(axis=1) - 2 * queries @ rows.T).argmin(axis=1)
 
 
-def baseline(train: ShapeDataset, test: ShapeDataset, grid: int) -> dict[str, object]:
+def baseline(
+    train: ShapeDataset, test: ShapeDataset, grid: int
+) -> dict[str, float | int]:
     """Accuracies, between 0 and 1, of the neighbours and of the largest class."""
     counts, queries = (
         np.stack([occupancy_counts(dataset[i], grid) for i in range(len(dataset))])

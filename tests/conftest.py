@@ -33,6 +33,8 @@ install_import_hook(
 )
 
 jax.config.update("jax_num_cpu_devices", 4)
+# Tests compile far more than they run: optimised code would cost minutes.
+jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

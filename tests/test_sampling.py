@@ -9,7 +9,7 @@ def obvious_fps(points, count, start):
     """Every distance again at every step, in float32 as documented."""
     chosen = [start]
     while len(chosen) < count:
-        best, best_distance = None, None
+        best, best_distance = -1, np.float32(-1)
         for i, point in enumerate(points):
             if i in chosen:
                 continue
@@ -21,7 +21,7 @@ def obvious_fps(points, count, start):
                 + np.float32((point[2] - points[j][2]) ** 2)
                 for j in chosen
             )
-            if best is None or nearest > best_distance:
+            if nearest > best_distance:
                 best, best_distance = i, nearest
         chosen.append(best)
     return chosen

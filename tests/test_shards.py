@@ -5,15 +5,14 @@ import pytest
 
 from e3dsnn_jax.data.clouds import labels_of
 from e3dsnn_jax.data.shards import open_shards, read_shard_clouds
+from tests.whole_datasets import normals_of
 
 
-def shard(rng, clouds, *, points=20, classes=3, **changes):
-    normals = rng.normal(size=(clouds, points, 3))
+def shard(rng, clouds, *, size=20, classes=3, **changes):
+    normals = rng.normal(size=(clouds, size, 3))
     normals /= np.linalg.norm(normals, axis=2, keepdims=True)
     arrays = {
-        "points": np.round(rng.uniform(-1, 1, (clouds, points, 3)) * 32767).astype(
-            "i2"
-        ),
+        "points": np.round(rng.uniform(-1, 1, (clouds, size, 3)) * 32767).astype("i2"),
         "normals": np.round(normals * 127).astype("i1"),
         "label": np.arange(clouds).astype("i2") % classes,
         "name": np.array([f"part{index}.wrl" for index in range(clouds)]),
@@ -50,9 +49,9 @@ def test_integers_are_scaled_and_normals_made_unit(folder):
     stored = np.load(folder / "train_2.npz")
     cloud = open_shards(folder, "train")[2]
     np.testing.assert_allclose(cloud.points, stored["points"][1] / 32767, atol=1e-7)
-    assert cloud.points.dtype == cloud.normals.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(cloud.normals, axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(cloud.normals, stored["normals"][1] / 127, atol=0.01)
+    assert cloud.points.dtype == normals_of(cloud).dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(normals_of(cloud), axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(normals_of(cloud), stored["normals"][1] / 127, atol=0.01)
 
 
 def test_floats_without_normals_and_names(tmp_path, rng):
@@ -150,5 +149,5 @@ def test_real_shards(shared):
     test = open_shards(folder, "test")
     assert (len(test), len(test.class_names)) == (293, 40)
     cloud = test[0]
-    assert cloud.points.shape == cloud.normals.shape == (1024, 3)
+    assert cloud.points.shape == normals_of(cloud).shape == (1024, 3)
     assert np.linalg.norm(cloud.points, axis=1).max() < 1.01

@@ -6,6 +6,7 @@ changes, the cache is built anew, as it is when it is cut short or altered.
 """
 
 import concurrent.futures
+import concurrent.futures.process
 import functools
 import hashlib
 import json
@@ -153,20 +154,36 @@ def _read_clouds(
     read = functools.partial(
         _read_file, source.read, len(source.class_names), points_per_cloud
     )
-    total = len(source.files)
+    jobs = list(zip(source.files, source.labels, strict=True))
     # A daemon, such as a loader's worker process, may not have children of its own.
     alone = multiprocessing.current_process().daemon or (os.cpu_count() or 1) == 1
-    if total < MANY_FILES or alone:
-        for file, label in zip(source.files, source.labels, strict=True):
-            yield from read(file, label)
-        return
+    done = 0
+    if len(jobs) >= MANY_FILES and not alone:
+        try:
+            for clouds in _read_in_parallel(read, jobs, source.name):
+                yield from clouds
+                done += 1
+        except concurrent.futures.process.BrokenProcessPool:
+            _warn(
+                "the processes that read files have died; reading goes on in this one. "
+                "A script that starts processes should keep its calls under "
+                'if __name__ == "__main__"'
+            )
+    for file, label in jobs[done:]:
+        yield from read(file, label)
+
+
+def _read_in_parallel(
+    read: Callable[[Path, int], list[PointCloud]],
+    jobs: list[tuple[Path, int]],
+    name: str,
+) -> Iterator[list[PointCloud]]:
     # "spawn", because forking a process in which JAX runs threads can deadlock.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(mp_context=context) as pool:
-        results = pool.map(read, source.files, source.labels, chunksize=8)
+        results = pool.map(read, *zip(*jobs, strict=True), chunksize=8)
         # disable=None: no bar where stderr is no terminal.
-        for clouds in tqdm(results, f"reading {source.name}", total, disable=None):
-            yield from clouds
+        yield from tqdm(results, f"reading {name}", len(jobs), disable=None)
 
 
 def _read_file(

@@ -49,7 +49,7 @@ class CloudIndex(NamedTuple):
     checksums: list[int]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class PackedClouds:
     """Clouds that lie one after another in files or arrays; see `ShapeDataset`.
 

@@ -26,9 +26,9 @@ NUM_CLOUDS: dict[Split, int] = {"train": 2000, "test": 400}
 
 STRETCH = 0.3
 """Largest logarithm of the factor by which an axis is stretched."""
-TILT_DEGREES = 7.0
+TILT_DEGREES = 8.0
 """Standard deviation of the tilt about the two level axes, cut at twice as much."""
-LYING_SHARE = 0.25
+LYING_SHARE = 0.3
 """How often one of the `LYING` kinds lies on its side."""
 MOST_LOST = 0.3
 """Largest share of the surface missing around one place, in half of the clouds."""

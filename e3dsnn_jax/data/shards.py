@@ -27,7 +27,7 @@ CLASS_FILE = "shape_names.txt"
 """File with one class name a line, in the order of the labels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShardClouds:
     """The clouds of shards, kept in memory as they are stored; see `ShapeDataset`."""
 

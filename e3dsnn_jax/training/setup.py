@@ -121,6 +121,10 @@ def make_setup(config: TrainConfig, data: RunData) -> tuple[RunSetup, TrainState
 
 
 def _key(seed: int) -> PRNGKeyArray:
-    """`jax.random.key(seed)`, without compiling the two programs that it takes."""
-    words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-    return jax.random.wrap_key_data(words, impl="threefry2x32")
+    """`jax.random.key(seed, impl="rbg")`, without the programs that this compiles.
+
+    The generator is XLA's own: the initial values of a network compile several times
+    faster than with JAX's default.
+    """
+    words = np.array([seed >> 32, seed & 0xFFFFFFFF] * 2, np.uint32)
+    return jax.random.wrap_key_data(words, impl="rbg")

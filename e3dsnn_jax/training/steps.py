@@ -112,7 +112,11 @@ Tree = TypeVar("Tree")
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """Puts the same state, or part of one, on every device of the mesh."""
+    """Puts the same state, or part of one, on every device of the mesh.
+
+    The result may share memory with `tree`: when a train step consumes the one, the
+    other can be gone too.
+    """
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 

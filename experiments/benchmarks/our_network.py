@@ -38,6 +38,7 @@ class Ours:
       architecture: Sizes of the network.
       devices: Devices that share the batch. None: as many as there are and as divide
         the batch.
+      slack: Static shapes over what the batch needs.
     """
 
     def __init__(
@@ -47,12 +48,15 @@ class Ours:
         architecture: Architecture,
         *,
         devices: int | None,
+        slack: float,
     ):
         self.architecture = architecture
         self.mesh = make_mesh(devices or _divisor(len(clouds), len(jax.devices())))
         self.clouds, self.labels = clouds, labels
         self.hands = deal([len(cloud.coords) for cloud in clouds], self.mesh.size)
-        self.capacity = fit_capacity([self._find(hand)[1] for hand in self.hands])
+        self.capacity = fit_capacity(
+            [self._find(hand)[1] for hand in self.hands], slack=slack
+        )
         self.host_batch = self.build_maps()
         self.batch = shard_batch(self.host_batch, self.mesh)
         model = Classifier(self.architecture, num_classes=NUM_CLASSES)

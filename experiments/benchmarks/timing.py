@@ -5,24 +5,34 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Cases = dict[tuple[str, str], Callable[[], object]]
 """What is timed, by (kind, whose)."""
 
+Timings = dict[tuple[str, str], "Timing"]
+"""What was measured, by (kind, whose)."""
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "spconv", "torch")
 
 
-def interleave(
-    cases: Cases, *, repeats: int, warm_up: int = 2
-) -> dict[tuple[str, str], list[float]]:
+class Timing(NamedTuple):
+    """Milliseconds of every round of one case."""
+
+    wall: list[float]
+    """Time that passed."""
+    cpu: list[float]
+    """Time that all threads of this process computed, or waited by spinning."""
+
+
+def interleave(cases: Cases, *, repeats: int, warm_up: int = 2) -> Timings:
     """Times every case once a round, in turns.
 
     On a shared machine the same program takes 1.3 to 2 times as long from one minute
     to the next; neighbours in a round see the same minute, so ratios within a round
-    mean more than ratios of times taken apart.
+    mean more than ratios of times taken apart. CPU time varies less than wall time.
 
     Args:
       cases: What to run. A case returns when its work is done.
@@ -30,16 +40,17 @@ def interleave(
       warm_up: Rounds before those.
 
     Returns:
-      Milliseconds of every round, by case.
+      The times of every round.
     """
-    times: dict[tuple[str, str], list[float]] = {name: [] for name in cases}
+    times = {name: Timing([], []) for name in cases}
     for round_ in range(warm_up + repeats):
         for name, run in cases.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             run()
-            elapsed = time.perf_counter() - start
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
             if round_ >= warm_up:
-                times[name].append(1e3 * elapsed)
+                times[name].wall.append(1e3 * wall)
+                times[name].cpu.append(1e3 * cpu)
     return times
 
 

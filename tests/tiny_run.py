@@ -1,0 +1,88 @@
+"""The smallest training run: two classes of trouble less than a real one, same code.
+
+`python tests/tiny_run.py RUN DATA KILL_AT` trains it and kills itself with SIGKILL when
+it logs step KILL_AT; 0 lets it finish.
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from e3dsnn_jax.backbone import Architecture
+from e3dsnn_jax.training.config import DataConfig, ModelConfig, Recipe, TrainConfig
+from e3dsnn_jax.training.run_folder import MetricsLog
+from experiments.smoke import write_shards
+
+ARCHITECTURE = Architecture(6, 2, (2,), (1,))
+
+
+def tiny_config(folder: Path, *, run: str = "run", **recipe: Any) -> TrainConfig:
+    """Six updates: two epochs of three batches of four clouds on two devices."""
+    return TrainConfig(
+        run=folder / run,
+        data=DataConfig(path=folder / "data", voxel_size=0.4),
+        model=ModelConfig(architecture=ARCHITECTURE),
+        recipe=Recipe(**{"epochs": 2, "batch_size": 4, "ema_decay": 0.9} | recipe),
+        devices=2,
+        evaluate_every_epochs=1,
+        checkpoint_every_steps=2,
+        log_every_steps=2,
+    )
+
+
+def make_data(folder: Path) -> Path:
+    """Writes the shards that `tiny_config` expects, and returns the folder."""
+    write_shards(folder / "data")
+    return folder
+
+
+def share_compilations(factory: pytest.TempPathFactory) -> Path:
+    """Lets tests compile each program once, in whatever process; returns the cache."""
+    base = factory.getbasetemp()
+    # Parallel test processes have a folder each, below one.
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    cache = base / "compilations"
+    use_compilation_cache(cache)
+    return cache
+
+
+def use_compilation_cache(cache: Path) -> None:
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def same_trees(one: Any, other: Any) -> bool:
+    """Whether two trees have the same structure and the same bits."""
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
+
+
+def main() -> None:
+    from e3dsnn_jax.training.loop import train
+
+    run, data, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    use_compilation_cache(Path(sys.argv[4]))
+    write = MetricsLog.write
+
+    def write_or_die(log: MetricsLog, kind: str, step: int, **numbers: float) -> None:
+        if step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(log, kind, step, **numbers)
+
+    MetricsLog.write = write_or_die
+    config = tiny_config(data.parent)
+    train(dataclasses.replace(config, run=run))
+
+
+if __name__ == "__main__":
+    main()
