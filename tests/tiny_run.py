@@ -1,7 +1,7 @@
-"""The smallest training run: two classes of trouble less than a real one, same code.
+"""The smallest training run: six updates of a network with one stage.
 
-`python tests/tiny_run.py RUN DATA KILL_AT` trains it and kills itself with SIGKILL when
-it logs step KILL_AT; 0 lets it finish.
+`python tests/tiny_run.py RUN DATA KILL_AT CACHE` trains it and kills itself with
+SIGKILL when it logs step KILL_AT; 0 lets it finish.
 """
 
 import dataclasses
@@ -72,6 +72,8 @@ def main() -> None:
 
     run, data, kill_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     use_compilation_cache(Path(sys.argv[4]))
+    # As in conftest.py: other optimisations round differently.
+    jax.config.update("jax_disable_most_optimizations", True)
     write = MetricsLog.write
 
     def write_or_die(log: MetricsLog, kind: str, step: int, **numbers: float) -> None:
