@@ -41,10 +41,17 @@ def draw_confusion(
     for (row, column), count in np.ndenumerate(confusion):
         if count:
             colour = "white" if shares[row, column] > 0.55 else "black"
-            axes.text(
-                column, row, str(count), ha="center", va="center", color=colour,
+            label = axes.text(
+                column,
+                row,
+                str(count),
+                ha="center",
+                va="center",
+                color=colour,
                 fontsize=font - 1,
-            )  # fmt: skip
+            )
+            # Inside the axes anyway: the layout need not measure a thousand of them.
+            label.set_in_layout(False)
     ticks = range(classes)
     labels = [_shorten(name) for name in class_names]
     axes.set_xticks(ticks, labels, rotation=90, fontsize=font)
@@ -152,7 +159,9 @@ def draw_clouds(
     for axes in grid:
         axes.set_axis_off()
     for axes, cloud, distribution in zip(grid, clouds, probabilities, strict=False):
-        points = cloud.points - (cloud.points.max(axis=0) + cloud.points.min(axis=0)) / 2
+        points = (
+            cloud.points - (cloud.points.max(axis=0) + cloud.points.min(axis=0)) / 2
+        )
         reach = float(np.abs(points).max()) or 1.0
         # Nearer points are darker, so that the shape reads as a solid.
         depth = points @ np.array([0.6, -0.7, 0.4], np.float32)

@@ -1,8 +1,8 @@
 """Trained networks as functions of point clouds.
 
-    predict = e3dsnn_jax.load("runs/train")
-    prediction = predict(points, normals)
-    prediction.label, prediction.top(3)
+predict = e3dsnn_jax.load("runs/train")
+prediction = predict(points, normals)
+prediction.label, prediction.top(3)
 """
 
 import functools

@@ -69,7 +69,9 @@ def make_config(options: KiCad40) -> TrainConfig:
       ValueError: If there is no data folder.
     """
     if options.data is None:
-        raise ValueError("--data DIR is needed, a folder with train_*.npz and test_*.npz")
+        raise ValueError(
+            "--data DIR is needed, a folder with train_*.npz and test_*.npz"
+        )
     recipe = dataclasses.replace(RECIPES[options.recipe], epochs=options.epochs)
     name = f"{options.data.resolve().name}_{options.recipe}_{options.epochs}epochs"
     held = f"_without_{Path(options.hold_out).stem}" if options.hold_out else ""

@@ -6,9 +6,9 @@ import numpy as np
 
 from e3dsnn_jax.backbone import Architecture
 
-ARCHITECTURE = Architecture(6, 4, (4, 8), (1, 1))
+ARCHITECTURE = Architecture(6, 2, (2,), (1,))
 """The smallest network with everything a real one has."""
-VOXEL_SIZE = 0.25
+VOXEL_SIZE = 0.4
 BATCH_SIZE = 4
 CLASS_NAMES = ("ball", "box", "rod")
 

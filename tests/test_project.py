@@ -106,7 +106,7 @@ def test_make_explains_a_missing_python(tmp_path):
 def test_layout(path):
     assert path.stem not in {"utils", "common", "helpers", "misc", "core"}
     lines = len(path.read_text().splitlines())
-    assert lines <= 450, f"{path} has {lines} lines: one concept a file"
+    assert lines <= 500, f"{path} has {lines} lines: one concept a file"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)

@@ -12,22 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e3dsnn_jax.backbone import Architecture
+from e3dsnn_jax.classifier import Classifier
+from e3dsnn_jax.pyramid import build_pyramid
+from e3dsnn_jax.training.checkpoints import Checkpoints, Position
 from e3dsnn_jax.training.config import DataConfig, ModelConfig, Recipe, TrainConfig
-from e3dsnn_jax.training.run_folder import MetricsLog
-from experiments.smoke import write_shards
-
-ARCHITECTURE = Architecture(6, 2, (2,), (1,))
+from e3dsnn_jax.training.run_folder import MetricsLog, open_run
+from e3dsnn_jax.training.state import TrainState
+from experiments.smoke import ARCHITECTURE, CLASS_NAMES, VOXEL_SIZE, write_shards
 
 
 def tiny_config(folder: Path, *, run: str = "run", **recipe: Any) -> TrainConfig:
     """Six updates: two epochs of three batches of four clouds on two devices."""
     return TrainConfig(
         run=folder / run,
-        data=DataConfig(path=folder / "data", voxel_size=0.4),
+        data=DataConfig(path=folder / "data", voxel_size=VOXEL_SIZE),
         model=ModelConfig(architecture=ARCHITECTURE),
         recipe=Recipe(**{"epochs": 2, "batch_size": 4, "ema_decay": 0.9} | recipe),
         devices=2,
@@ -67,6 +69,36 @@ def same_trees(one: Any, other: Any) -> bool:
     return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
 
 
+def write_run(folder: Path) -> Path:
+    """Writes the folder of a run whose network has random variables; trains nothing."""
+    config = open_run(tiny_config(folder, ema_decay=None), CLASS_NAMES)
+    model = Classifier(ARCHITECTURE, len(CLASS_NAMES))
+    coords = np.array([[0, 0, 0, 0]], np.int32)
+    levels = build_pyramid(coords, num_levels=ARCHITECTURE.num_levels)
+    shapes = jax.eval_shape(
+        lambda key: model.init(
+            key,
+            jnp.zeros((len(levels[0].coords), 6)),
+            levels,
+            num_clouds=1,
+            train=False,
+        ),
+        jax.random.key(0),
+    )
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: rng.uniform(0.1, 0.5, leaf.shape).astype(leaf.dtype), shapes
+    )
+    # Small enough that no class has all the probability.
+    head = variables["params"]["head"]
+    head["kernel"] = 0.1 * rng.standard_normal(head["kernel"].shape).astype("f4")
+    step: Any = np.asarray(6, np.int32)
+    state = TrainState(step, **variables, opt_state=(), ema=None)
+    with Checkpoints(config.run, keep=1) as checkpoints:
+        checkpoints.save(state, Position(6, 0, 2, []))
+    return config.run
+
+
 def main() -> None:
     from e3dsnn_jax.training.loop import train
 
@@ -81,7 +113,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         write(log, kind, step, **numbers)
 
-    MetricsLog.write = write_or_die
+    MetricsLog.write = write_or_die  # pyright: ignore[reportAttributeAccessIssue]
     config = tiny_config(data.parent)
     train(dataclasses.replace(config, run=run))
 

@@ -203,7 +203,7 @@ def restore_variables(run: Path, *, which: Which = "last") -> Restored:
 
 
 def _manager(folder: Path, *, keep: int | None) -> ocp.CheckpointManager:
-    """A manager that keeps the latest checkpoints, or is only read if `keep` is None."""
+    """A manager that keeps the latest checkpoints, or only reads (`keep` is None)."""
     return ocp.CheckpointManager(
         folder.absolute(),
         options=ocp.CheckpointManagerOptions(
@@ -240,7 +240,9 @@ def _load(
     for name, template in templates.items():
         arrays = None
         if template is not None:
-            arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
+            arrays = jax.tree.map(
+                lambda leaf: np.empty(leaf.shape, leaf.dtype), template
+            )
         restores[name] = ocp.args.StandardRestore(arrays)
     found = manager.restore(step, args=ocp.args.Composite(**restores))
     meta = found["meta"]
@@ -248,7 +250,7 @@ def _load(
         stored, actual = meta["checksums"][name], _checksum(found[name])
         if stored != actual:
             raise CheckpointError(
-                f"the arrays of {name!r} have the checksum {actual}, saved with {stored}"
+                f"the arrays of {name!r} have the checksum {actual}, saved as {stored}"
             )
     return {name: found[name] for name in templates}, meta["position"]
 
@@ -266,6 +268,7 @@ def _report(
 ) -> None:
     reason = (str(error).splitlines() or [""])[0][:300] or type(error).__name__
     print(
-        f"The checkpoint of step {step} in {folder} cannot be read and {what}: {reason}",
+        f"The checkpoint of step {step} in {folder} cannot be read and {what}: "
+        f"{reason}",
         file=sys.stderr,
     )

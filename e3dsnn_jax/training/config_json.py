@@ -151,4 +151,6 @@ def _plain(kind: Any) -> Any:
 
 
 def _wrong(where: str, path: str, value: Any, expected: str) -> ConfigError:
-    return ConfigError(f"{where}: {path or 'the file'} is {value!r}, expected {expected}")
+    return ConfigError(
+        f"{where}: {path or 'the file'} is {value!r}, expected {expected}"
+    )

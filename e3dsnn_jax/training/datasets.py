@@ -23,9 +23,7 @@ def open_data(config: DataConfig) -> RunData:
       FileNotFoundError: If the folder, a split or the held-out shard does not exist.
       ValueError: If a file is broken or the splits have other classes.
     """
-    train = open_dataset(
-        config.path, "train", points_per_cloud=config.points_per_cloud
-    )
+    train = open_dataset(config.path, "train", points_per_cloud=config.points_per_cloud)
     if config.hold_out is not None:
         train, evaluation = _hold_out(train, config)
     else:

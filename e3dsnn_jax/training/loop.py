@@ -24,7 +24,7 @@ from e3dsnn_jax.training.config import TrainConfig, check_config
 from e3dsnn_jax.training.datasets import open_data
 from e3dsnn_jax.training.devices import use_all_cores
 from e3dsnn_jax.training.evaluate import Evaluation, evaluate, write_evaluation
-from e3dsnn_jax.training.run_folder import MetricsLog, open_run, read_metrics
+from e3dsnn_jax.training.run_folder import MetricsLog, check_run, open_run, read_metrics
 from e3dsnn_jax.training.setup import RunSetup, make_setup
 from e3dsnn_jax.training.state import TrainState
 from e3dsnn_jax.training.steps import (
@@ -69,6 +69,7 @@ def train(config: TrainConfig) -> TrainResult:
     """
     started, compiled = time.monotonic(), programs_compiled()
     check_config(config)
+    config = check_run(config)
     use_all_cores(
         config.recipe.batch_size // config.recipe.accumulate, devices=config.devices
     )
@@ -130,7 +131,11 @@ class _Run:
         evaluation, pending = None, None
         batches = self._batches(step)
         with tqdm(
-            total=setup.total, initial=step, unit="step", file=sys.stderr, mininterval=0.5
+            total=setup.total,
+            initial=step,
+            unit="step",
+            file=sys.stderr,
+            mininterval=0.5,
         ) as bar:
             while not self.stop:
                 due = step > 0 and setup.is_due(step, config.evaluate_every_epochs)
@@ -206,7 +211,12 @@ class _Run:
                 "gradient (--recipe.clip-norm 1), or train in float32. Nothing was "
                 "saved after the checkpoint before this step"
             )
-        row = [loss, int(metrics.correct), int(metrics.clouds), float(metrics.grad_norm)]
+        row = [
+            loss,
+            int(metrics.correct),
+            int(metrics.clouds),
+            float(metrics.grad_norm),
+        ]
         self.window.append(row)
         rows = np.array(self.window)
         loss, accuracy = rows[:, 0].mean(), rows[:, 1].sum() / rows[:, 2].sum()

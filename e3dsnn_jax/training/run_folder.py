@@ -36,11 +36,40 @@ class RunFolderError(ValueError):
     """A folder cannot serve as the folder of this run; the message says why."""
 
 
+def check_run(config: TrainConfig) -> TrainConfig:
+    """Checks that a run may use its folder, without making it.
+
+    Args:
+      config: The run to start or to resume.
+
+    Returns:
+      The configuration with absolute paths, so that the run can be evaluated from
+      another working directory.
+
+    Raises:
+      RunFolderError: If the folder holds a run with another configuration (the message
+        names every differing field with both values), or files of something else.
+    """
+    run = config.run.absolute()
+    path = None if config.data.path is None else config.data.path.resolve()
+    data = dataclasses.replace(config.data, path=path)
+    config = dataclasses.replace(config, run=run, data=data)
+    if run.exists() and not run.is_dir():
+        raise RunFolderError(f"{run} is a file; name a folder for the run")
+    if (run / CONFIG).exists():
+        _check_same(read_config(run), config)
+        return config
+    ours = {VERSIONS, CLASS_NAMES}  # a process that was killed right at the start
+    if run.is_dir() and any(path.name not in ours for path in run.iterdir()):
+        raise RunFolderError(
+            f"{run} is not empty and holds no {CONFIG}, so it is not the folder of a "
+            "run; name a new folder"
+        )
+    return config
+
+
 def open_run(config: TrainConfig, class_names: tuple[str, ...]) -> TrainConfig:
     """Makes the folder of a run, or checks that it holds the same run.
-
-    Paths in the stored configuration are absolute, so that the run can be evaluated
-    from another working directory.
 
     Args:
       config: The run to start or to resume.
@@ -50,19 +79,11 @@ def open_run(config: TrainConfig, class_names: tuple[str, ...]) -> TrainConfig:
       The configuration with absolute paths.
 
     Raises:
-      RunFolderError: If the folder holds a run with another configuration (the message
-        names every differing field with both values) or with other classes, or files
-        of something else.
+      RunFolderError: As `check_run`, and if the run there has other classes.
     """
-    run = config.run.absolute()
-    path = None if config.data.path is None else config.data.path.resolve()
-    data = dataclasses.replace(config.data, path=path)
-    config = dataclasses.replace(config, run=run, data=data)
-    stored = run / CONFIG
-    if run.exists() and not run.is_dir():
-        raise RunFolderError(f"{run} is a file; name a folder for the run")
-    if stored.exists():
-        _check_same(read_config(run), config)
+    config = check_run(config)
+    run = config.run
+    if (run / CONFIG).exists():
         stored_names = read_class_names(run)
         if stored_names != class_names:
             raise RunFolderError(
@@ -71,17 +92,11 @@ def open_run(config: TrainConfig, class_names: tuple[str, ...]) -> TrainConfig:
                 "changed? Name another folder with --run"
             )
         return config
-    ours = {VERSIONS, CLASS_NAMES}  # a process that was killed right at the start
-    if run.is_dir() and any(path.name not in ours for path in run.iterdir()):
-        raise RunFolderError(
-            f"{run} is not empty and holds no {CONFIG}, so it is not the folder of a "
-            "run; name a new folder"
-        )
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / VERSIONS, describe_versions())
     write_json(run / CLASS_NAMES, list(class_names))
     # Last: a folder with a configuration is a run.
-    write_json(stored, to_json(config))
+    write_json(run / CONFIG, to_json(config))
     return config
 
 

@@ -13,6 +13,7 @@ from e3dsnn_jax.backbone import Architecture
 from e3dsnn_jax.classifier import Classifier
 from e3dsnn_jax.data.loader import ShapeBatch, deal
 from e3dsnn_jax.pyramid import find_levels, fit_capacity, pack_levels
+from e3dsnn_jax.training.devices import choose_devices
 from e3dsnn_jax.training.optimizer import MultiStep, Sgd, make_optimizer
 from e3dsnn_jax.training.overflow import check_overflow
 from e3dsnn_jax.training.state import create_state
@@ -51,7 +52,7 @@ class Ours:
         slack: float,
     ):
         self.architecture = architecture
-        self.mesh = make_mesh(devices or _divisor(len(clouds), len(jax.devices())))
+        self.mesh = make_mesh(choose_devices(len(clouds), devices))
         self.clouds, self.labels = clouds, labels
         self.hands = deal([len(cloud.coords) for cloud in clouds], self.mesh.size)
         self.capacity = fit_capacity(
@@ -129,7 +130,3 @@ class Ours:
             ("train_step", "ours"): lambda: self.train_step(self.batch),
             ("train_step_with_maps", "ours"): with_maps(self.train_step),
         }
-
-
-def _divisor(clouds: int, most: int) -> int:
-    return max(n for n in range(1, most + 1) if clouds % n == 0)

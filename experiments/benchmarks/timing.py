@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from e3dsnn_jax.training.devices import num_cores
+
 Cases = dict[tuple[str, str], Callable[[], object]]
 """What is timed, by (kind, whose)."""
 
@@ -63,13 +65,6 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
     """Median and quartiles of ours / theirs, round by round."""
     return spread([a / b for a, b in zip(ours, theirs, strict=True)])
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def is_busy(load_average: float | None) -> bool:

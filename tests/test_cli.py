@@ -1,0 +1,209 @@
+"""The command line: answers on stdout, one message and exit code 2 for errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_run import make_data, share_compilations, write_run
+
+from e3dsnn_jax.cli import USER_ERROR, main, report_errors
+from e3dsnn_jax.data.open import open_dataset
+from e3dsnn_jax.interop import read_weights
+from e3dsnn_jax.training.stopping import Interrupted
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    share_compilations(tmp_path_factory)
+    return write_run(make_data(tmp_path_factory.mktemp("cli")))
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    for command in ("train", "evaluate", "predict", "convert"):
+        assert f"\n  {command} " in told
+
+
+def test_no_command_is_an_error_with_help(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == USER_ERROR
+    assert "usage: e3dsnn COMMAND" in capsys.readouterr().out
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]):
+    assert main(["fit"]) == USER_ERROR
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "no command 'fit'" in told.err
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "convert"])
+def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    told = capsys.readouterr().out
+    assert f"usage: e3dsnn {command}" in told
+    assert ".. math" not in told
+
+
+def test_mistyped_option(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--recipe.epoch", "3"])
+    assert end.value.code == USER_ERROR
+    assert "recipe.epochs" in capsys.readouterr().err
+
+
+def test_help_imports_nothing_slow():
+    script = (
+        "import sys; from e3dsnn_jax.cli import main; main(['--help']);"
+        "slow = {'optax', 'orbax', 'grain', 'matplotlib', 'trimesh', 'tensorboardX'};"
+        "print(sorted(slow & set(sys.modules)))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.splitlines()[-1] == "[]"
+
+
+def test_predict_prints_the_top_classes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cloud = open_dataset(run.parent / "data", "test")[0]
+    assert cloud.normals is not None
+    columns = np.concatenate([cloud.points, cloud.normals], axis=1)
+    np.savetxt(tmp_path / "cloud.txt", columns, delimiter=",")
+    np.save(tmp_path / "cloud.npy", columns)
+    np.savez(tmp_path / "cloud.npz", points=cloud.points, normals=cloud.normals)
+    answers = []
+    for name in ("cloud.txt", "cloud.npy", "cloud.npz"):
+        assert main(["predict", str(run), str(tmp_path / name), "--top", "2"]) == 0
+        answers.append(capsys.readouterr().out)
+    lines = answers[0].splitlines()
+    assert len(lines) == 2
+    shares = [float(line.split()[0].rstrip("%")) for line in lines]
+    assert shares == sorted(shares, reverse=True)
+    assert {line.split()[1] for line in lines} < {"ball", "box", "rod"}
+    assert answers[1] == answers[0] == answers[2]
+
+
+def test_predict_takes_meshes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    corners = "0 0 0\n1 0 0\n0 1 0\n0 0 1\n"
+    faces = "3 0 2 1\n3 0 1 3\n3 0 3 2\n3 1 2 3\n"
+    (tmp_path / "tetrahedron.off").write_text(f"OFF\n4 4 6\n{corners}{faces}")
+    assert main(["predict", str(run), str(tmp_path / "tetrahedron.off")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_evaluate_prints_a_table_and_writes_files(
+    run: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["evaluate", str(run), "--votes", "2"]) == 0
+    told = capsys.readouterr()
+    assert "accuracy" in told.out
+    assert "stem/unit1" in told.out
+    assert str(run) in told.err
+    stored = json.loads((run / "evaluation.json").read_text())
+    assert (stored["votes"], stored["clouds"], stored["step"]) == (2, 6, 6)
+
+
+def test_weights_go_from_the_run_to_a_file_and_are_evaluated(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "network.pth"
+    assert main(["convert", str(run), str(path)]) == 0
+    assert main(["convert", str(path), str(tmp_path / "network.npz")]) == 0
+    assert "arrays matched" in capsys.readouterr().out
+    assert read_weights(tmp_path / "network.npz").keys() == {"params", "batch_stats"}
+    words = ["evaluate", "--weights", str(path), "--voxel-size", "0.4"]
+    assert main([*words, "--data", str(run.parent / "data")]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert (tmp_path / "network_evaluation" / "evaluation.json").exists()
+
+
+def test_other_data_are_evaluated_into_a_folder_of_their_own(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data = str(run.parent / "data")
+    assert main(["evaluate", str(run), "--data", data, "--split", "train"]) == 0
+    assert "12" in capsys.readouterr().out.splitlines()[0]
+    assert (run / "evaluation_data_train" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["evaluate"], "give either the folder of a run or --weights"),
+        (["evaluate", "{here}"], "is not the folder of a training run"),
+        (["evaluate", "{here}/absent"], "there is no such folder"),
+        (["evaluate", "--weights", "{here}/absent.pth"], "absent.pth"),
+        (["evaluate", "{run}", "--data", "{here}/absent"], "no such folder"),
+        (["predict", "{run}", "{here}/absent.off"], "absent.off"),
+        (["predict", "{run}", "{here}/notes.doc"], "notes.doc"),
+        (["predict", "{run}", "{here}/bare.txt"], "bare.txt has no normals"),
+        (["predict", "{run}", "{here}/bare.txt", "--top", "0"], "--top must be 1 or"),
+        (["predict", "{here}", "{here}/bare.txt"], "is not the folder of a training"),
+        (["convert", "{run}", "{here}/weights.onnx"], "weights.onnx"),
+        (["convert", "{here}/absent.pth", "{here}/a.npz"], "absent.pth"),
+        (["train", "--run", "{here}", "--recipe.epochs", "0"], "recipe.epochs must be"),
+        (
+            ["train", "--run", "{here}/r", "--data.path", "{here}"],
+            "not a known data set",
+        ),
+        (["train", "--run", "{run}", "--data.path", "{data}"], "another configuration"),
+    ],
+)
+def test_errors_of_users_are_one_message(
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+):
+    (tmp_path / "bare.txt").write_text("0 0 0\n1 0 0\n0 1 0\n")
+    (tmp_path / "notes.doc").write_text("0 0 0\n")
+    filled = [
+        word.format(run=run, here=tmp_path, data=run.parent / "data") for word in words
+    ]
+    assert main(filled) == USER_ERROR
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert message in told.err
+    assert "Error: " in told.err
+    assert "Traceback" not in told.err
+    assert "[Errno" not in told.err
+
+
+def test_bugs_keep_their_traceback():
+    def broken() -> None:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        report_errors(broken)
+
+
+def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("E3DSNN_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="give either"):
+        main(["evaluate"])
+
+
+def test_exit_code_after_a_signal(capsys: pytest.CaptureFixture[str]):
+    def stopped() -> None:
+        raise Interrupted("Stopped at step 3.", signal_number=2)
+
+    def pressed() -> None:
+        raise KeyboardInterrupt
+
+    assert report_errors(stopped) == 130
+    assert capsys.readouterr().err == "Stopped at step 3.\n"
+    assert report_errors(pressed) == 130
