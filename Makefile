@@ -58,9 +58,8 @@ $(INSTALLED): pyproject.toml
 	    "Install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; \
 	  exit 1; \
 	fi; \
-	echo "Installing into .venv with $$("$$python" --version)" \
-	  "(a few minutes the first time)"; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  echo "Making .venv with $$("$$python" --version)"; \
 	  rm -rf .venv; \
 	  if "$$python" -c 'import ensurepip' 2>/dev/null; then \
 	    "$$python" -m venv .venv; \
@@ -69,5 +68,6 @@ $(INSTALLED): pyproject.toml
 	    "$$python" -m pip --python $(BIN)/python install -q pip; \
 	  fi; \
 	fi; \
+	echo "Installing into .venv (some minutes the first time)"; \
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'; \
 	touch $@

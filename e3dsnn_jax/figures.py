@@ -90,7 +90,7 @@ def draw_firing(firing: dict[str, FiringRate], path: Path) -> None:
     ):
         bars = axes.barh(rows, values, color=colour)
         axes.bar_label(bars, [form.format(v) for v in values], padding=3, fontsize=8)
-        axes.margins(x=0.15)
+        axes.margins(x=0.15, y=0.01)
         _tidy(axes)
     left.set_yticks(rows, names, fontsize=8)
     left.invert_yaxis()

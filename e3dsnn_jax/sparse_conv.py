@@ -34,7 +34,7 @@ class _Static(NamedTuple):
 
 def sparse_conv(
     inputs: Float[Array, " voxels_in *time c_in"],
-    kernel: Float[Array, "offsets c_in c_out"],
+    kernel: Float[Array, "offsets kernel_in c_out"],
     kernel_map: KernelMap,
     *,
     num_out: int,

@@ -23,6 +23,7 @@ from typing import Literal
 import tyro
 
 from e3dsnn_jax.cli import report_errors
+from e3dsnn_jax.data.augment import Augment
 from e3dsnn_jax.training.config import (
     PAPER_RECIPE,
     DataConfig,
@@ -31,10 +32,21 @@ from e3dsnn_jax.training.config import (
     TrainConfig,
 )
 from e3dsnn_jax.training.loop import TrainResult, train
+from e3dsnn_jax.training.optimizer import AdamW
+from e3dsnn_jax.training.schedule import Cosine
 from experiments import smoke
 
-BEST_RECIPE: Recipe = PAPER_RECIPE
-"""The best recipe found for 20 epochs."""
+BEST_RECIPE = Recipe(
+    optimizer=AdamW(learning_rate=3e-3, weight_decay=0.05),
+    schedule=Cosine(),
+    label_smoothing=0.1,
+    augment=Augment(scale=(0.85, 1.15), anisotropic=True, shift=0.2),
+    votes=10,
+)
+"""The best recipe found for 20 epochs: AdamW with a cosine schedule, one scale an axis,
+and ten random voxelisations averaged in the evaluation. Chosen on the held-out shard
+train_5.npz, where SGD with the same schedule and augmentation came out equal, and
+moving averages of the parameters (0.998) no better."""
 
 RECIPES = {"paper": PAPER_RECIPE, "best": BEST_RECIPE}
 

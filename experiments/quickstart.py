@@ -46,9 +46,9 @@ RECIPE = Recipe(
 class Quickstart:
     """Trains and evaluates on the embedded shapes."""
 
-    epochs: int = 8
+    epochs: int = 6
     """Passes over all training clouds."""
-    tenth_epochs: int = 24
+    tenth_epochs: int = 15
     """Passes over a tenth of the training clouds; 0 leaves that run out."""
     voxel_size: float = 0.07
     """Edge of a voxel, in units of the normalised cloud."""

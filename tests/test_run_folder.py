@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tensorboardX.proto import event_pb2
@@ -119,11 +118,8 @@ def read_events(folder: Path) -> list[tuple[int, str, float]]:
         while content:
             # Length, its checksum, the record, its checksum.
             size = int.from_bytes(content[:8], "little")
-            event: Any = getattr(
-                event_pb2, "Event"
-            ).FromString(  # noqa: B009
-                content[12 : 12 + size]
-            )
+            parse = event_pb2.Event.FromString  # pyright: ignore[reportAttributeAccessIssue]
+            event = parse(content[12 : 12 + size])
             content = content[12 + size + 4 :]
             for value in event.summary.value:
                 found.append((event.step, value.tag, value.simple_value))

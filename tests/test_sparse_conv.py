@@ -1,13 +1,13 @@
 """The sparse convolution against a dense one in float64, forward and backward."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e3dsnn_jax import sparse_conv as module
 from e3dsnn_jax.kernel_map import (
     KernelMap,
     blocks_needed,
@@ -21,6 +21,8 @@ from e3dsnn_jax.sparse_conv import sparse_conv
 from tests import oracles
 from tests.clouds_of_voxels import hard_coords, random_coords
 
+# The package re-exports the function under the module's own name.
+module = importlib.import_module("e3dsnn_jax.sparse_conv")
 EXTENT = (6, 7, 9)
 CASES = list(hard_coords(np.random.default_rng(0)).items())
 SUBMANIFOLD = [make_kernel(1), make_kernel(3), make_kernel(3, dilation=2)]
@@ -157,9 +159,9 @@ def make_case(rng, *, c_in=12, c_out=7, density=0.4, size=16, spare=2, kernel=No
     kernel_map = pack(
         submanifold_pairs(coords, kernel), rows, rows, size=size, spare=spare
     )
-    features = rng.normal(size=(rows, c_in)).astype(np.float32)
-    weights = rng.normal(size=(kernel.num_offsets, c_in, c_out)).astype(np.float32)
-    return features, weights, kernel_map
+    features = jnp.asarray(rng.normal(size=(rows, c_in)), jnp.float32)
+    weights = rng.normal(size=(kernel.num_offsets, c_in, c_out))
+    return features, jnp.asarray(weights, jnp.float32), kernel_map
 
 
 def test_inverse_is_the_adjoint(rng):
@@ -180,7 +182,7 @@ def test_inverse_is_the_adjoint(rng):
 def test_time_steps_are_independent(rng, executor, time):
     _, weights, kernel_map = make_case(rng)
     rows = int(kernel_map.senders.max())
-    x = rng.normal(size=(rows, *time, 12)).astype(np.float32)
+    x = jnp.asarray(rng.normal(size=(rows, *time, 12)), jnp.float32)
     outputs = sparse_conv(x, weights, kernel_map, num_out=rows)
     assert outputs.shape == (rows, *time, 7)
     flat = x.reshape(rows, -1, 12)
@@ -195,7 +197,7 @@ def test_time_steps_are_independent(rng, executor, time):
 def test_integer_inputs_change_nothing(rng, executor, c_in):
     _, weights, kernel_map = make_case(rng, c_in=c_in)
     rows = int(kernel_map.senders.max())
-    spikes = rng.integers(0, 5, (rows, c_in)).astype(np.float32)
+    spikes = jnp.asarray(rng.integers(0, 5, (rows, c_in)), jnp.float32)
     results = []
     for integer in (False, True):
         conv = functools.partial(
@@ -246,8 +248,8 @@ def test_row_order_within_the_batch_only_moves_rows(rng):
     swapped = coords.copy()
     swapped[:, 0] = 1 - swapped[:, 0]
     order = np.lexsort(swapped.T[::-1])
-    weights = rng.normal(size=(27, 3, 4)).astype(np.float32)
-    features = rng.normal(size=(len(coords), 3)).astype(np.float32)
+    weights = jnp.asarray(rng.normal(size=(27, 3, 4)), jnp.float32)
+    features = jnp.asarray(rng.normal(size=(len(coords), 3)), jnp.float32)
     results = []
     for cells, rows in ((coords, features), (swapped[order], features[order])):
         kernel_map = pack(
@@ -260,10 +262,10 @@ def test_row_order_within_the_batch_only_moves_rows(rng):
 def test_bfloat16_keeps_float32_sums(rng, executor):
     _, weights, kernel_map = make_case(rng, c_in=16)
     rows = int(kernel_map.senders.max())
-    spikes = rng.integers(0, 5, (rows, 16)).astype(np.float32)
+    spikes = jnp.asarray(rng.integers(0, 5, (rows, 16)), jnp.float32)
     coarse = weights.astype(jnp.bfloat16)
     outputs = sparse_conv(spikes.astype(jnp.bfloat16), coarse, kernel_map, num_out=rows)
-    exact = sparse_conv(spikes, coarse.astype(np.float32), kernel_map, num_out=rows)
+    exact = sparse_conv(spikes, coarse.astype(jnp.float32), kernel_map, num_out=rows)
     assert outputs.dtype == jnp.bfloat16
     np.testing.assert_allclose(outputs.astype(np.float32), exact, rtol=2**-8, atol=1e-5)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,9 +133,19 @@ def evaluate(
         mean_class_accuracy=by_class.mean,
         class_accuracy=by_class.per_class,
         loss=loss / (len(labels) * source.epochs),
-        firing=firing_rates(firing),
+        # Compiled programs return dictionaries in alphabetical order.
+        firing=dict(sorted(firing_rates(firing).items(), key=_place)),
         votes=source.epochs,
     )
+
+
+def _place(layer: tuple[str, FiringRate]) -> tuple[int, bool, list[int]]:
+    """Where a layer stands in the network: stem, then each stage from its `down`."""
+    name = layer[0]
+    numbers = [int(word) for word in re.findall(r"\d+", name)]
+    if name.startswith("stem"):
+        return -1, False, numbers
+    return numbers[0], "/block" in name, numbers
 
 
 def _softmax(

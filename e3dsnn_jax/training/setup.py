@@ -1,7 +1,7 @@
 """What stays the same through a training run: batches, shapes, compiled steps."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -126,5 +126,5 @@ def _key(seed: int) -> PRNGKeyArray:
     The generator is XLA's own: the initial values of a network compile several times
     faster than with JAX's default.
     """
-    words = np.array([seed >> 32, seed & 0xFFFFFFFF] * 2, np.uint32)
+    words: Any = np.array([seed >> 32, seed & 0xFFFFFFFF] * 2, np.uint32)
     return jax.random.wrap_key_data(words, impl="rbg")
