@@ -60,7 +60,6 @@ class Classifier(nn.Module):
         )
         membrane, activations = backbone(features, levels, train=train)
         readout = jnp.mean(membrane, axis=1)
-        coords = jnp.asarray(levels[-1].coords)
-        pooled = cloud_mean(readout, coords, num_clouds=num_clouds)
+        pooled = cloud_mean(readout, levels[-1].coords, num_clouds=num_clouds)
         head = nn.Dense(self.num_classes, kernel_init=submanifold_init, name="head")
         return head(pooled), activations | {"pooled": pooled}

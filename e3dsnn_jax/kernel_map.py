@@ -200,7 +200,7 @@ def _translate(
         for axis, step in enumerate(ends):
             reach[axis + 1] = max(reach[axis + 1], abs(step))
     trie = _make_trie(coords, reach)
-    found = {(): np.arange(len(trie[0].keys))}
+    found: dict[tuple[int, ...], np.ndarray] = {(): np.arange(len(trie[0].keys))}
 
     def neighbours(prefix: tuple[int, ...]) -> np.ndarray:
         """Rank of the node at a shifted prefix for every node, -1 where none."""

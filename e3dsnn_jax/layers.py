@@ -1,6 +1,7 @@
 """Linen layers: the masked BatchNorm, and the unit neuron -> convolution -> norm."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,7 +22,7 @@ submanifold_init: Initializer = nn.initializers.normal(0.02)
 them, that is never."""
 
 
-def strided_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+def strided_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     r"""Uniform in :math:`\pm 1 / \sqrt{k^3 c_{in}}`, as torch initialises a conv.
 
     The key is consumed.

@@ -5,7 +5,7 @@ import jraph
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from e3dsnn_jax.kernel_map import KernelMap
+from e3dsnn_jax.kernel_map import HostOrDevice, KernelMap
 
 
 def _messages(inputs: Array, kernel_map: KernelMap) -> tuple[Array, Array]:
@@ -44,14 +44,14 @@ def sparse_mean_pool(
     return total / jnp.maximum(count, 1)
 
 
-def voxel_mask(coords: Int[Array, "voxels axes"]) -> Bool[Array, " voxels"]:
+def voxel_mask(coords: Int[HostOrDevice, "voxels axes"]) -> Bool[Array, " voxels"]:
     """True on real voxels; padding rows have a batch index of -1."""
-    return coords[:, 0] >= 0
+    return jnp.asarray(coords)[:, 0] >= 0
 
 
 def cloud_mean(
     inputs: Float[Array, "voxels channels"],
-    coords: Int[Array, "voxels axes"],
+    coords: Int[HostOrDevice, "voxels axes"],
     *,
     num_clouds: int,
 ) -> Float[Array, "{num_clouds} channels"]:
@@ -60,7 +60,8 @@ def cloud_mean(
     Source: the global pooling of `SNN_3dv` in the authors' code.
     """
     mask = voxel_mask(coords)
-    cloud = jnp.where(mask, coords[:, 0], num_clouds)  # out of range: dropped
+    # Padding rows get a cloud out of range, which segment_sum drops.
+    cloud = jnp.where(mask, jnp.asarray(coords)[:, 0], num_clouds)
     total = jraph.segment_sum(inputs, cloud, num_segments=num_clouds)
     count = jraph.segment_sum(mask.astype(inputs.dtype), cloud, num_segments=num_clouds)
     return total / jnp.maximum(count, 1)[:, np.newaxis]

@@ -10,7 +10,7 @@ the platform and the channels, behind it:
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,12 +83,12 @@ def sparse_conv(
     time = inputs.shape[1:-1]
     flat = inputs.reshape(inputs.shape[0], int(np.prod(time)), inputs.shape[-1])
     static = _Static(num_out, integer_inputs, input_gradient)
-    outputs = _conv(static, jnp.asarray(flat), jnp.asarray(kernel), kernel_map)
+    outputs: Array = _conv(static, jnp.asarray(flat), jnp.asarray(kernel), kernel_map)
     return outputs.reshape(num_out, *time, kernel.shape[-1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _conv(static, inputs, kernel, kernel_map):
+def _conv(static, inputs, kernel, kernel_map) -> Any:
     return _forward(static, inputs, kernel, kernel_map)[0]
 
 

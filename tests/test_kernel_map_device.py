@@ -30,7 +30,9 @@ def test_pyramid_on_device_equals_host(name, coords, bounded, kernel):
             build_pyramid_on_device, capacity=capacity, downs=downs, extent=extent
         )
     )
-    jax.tree.map(np.testing.assert_array_equal, host, build(jax.numpy.asarray(host[0].coords)))
+    jax.tree.map(
+        np.testing.assert_array_equal, host, build(jax.numpy.asarray(host[0].coords))
+    )
 
 
 def test_coordinates_of_billions_on_device(rng):

@@ -42,6 +42,9 @@ SEED = 0
 """Chooses the random point of each voxel, the same ones in every evaluation."""
 
 
+_PLANNED_BATCHES = 64
+
+
 class Evaluation(NamedTuple):
     """What a network makes of a dataset."""
 
@@ -76,9 +79,14 @@ def make_evaluation_source(
     """
     if not len(dataset):
         raise ValueError("the dataset to evaluate has no clouds")
-    source = BatchSource(dataset, layout, seed=SEED, epochs=votes)
-    capacities = plan_capacities(source, num_batches=32)
-    return dataclasses.replace(source, capacities=capacities)
+    once = BatchSource(dataset, layout, seed=SEED)
+    # Votes differ in points, not in voxels: shapes planned on every batch of one vote
+    # are exact, and need no room. Where that would take long, some batches must do.
+    if len(once) <= _PLANNED_BATCHES:
+        capacities = plan_capacities(once, num_batches=len(once), slacks=(1.0,))
+    else:
+        capacities = plan_capacities(once, num_batches=_PLANNED_BATCHES)
+    return dataclasses.replace(once, capacities=capacities, epochs=votes)
 
 
 def evaluate(
