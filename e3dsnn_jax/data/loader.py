@@ -7,6 +7,7 @@ here too, in the loader's workers, ahead of the training step.
 """
 
 import dataclasses
+import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -269,6 +270,13 @@ def iterate(
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=workers, per_worker_buffer_size=ahead
-            )
+            ),
+            worker_init_fn=_leave_ctrl_c_to_the_parent,
         )
     yield from batches
+
+
+def _leave_ctrl_c_to_the_parent(worker: int, num_workers: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the parent ends its workers."""
+    del worker, num_workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

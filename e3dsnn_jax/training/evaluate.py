@@ -41,7 +41,6 @@ from e3dsnn_jax.training.steps import (
 SEED = 0
 """Chooses the random point of each voxel, the same ones in every evaluation."""
 
-
 _PLANNED_BATCHES = 64
 
 
