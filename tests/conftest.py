@@ -6,6 +6,7 @@ raise. Where a library fights that, a test asks for `lenient_promotion`.
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,9 @@ install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf("
     "strategy=beartype.BeartypeStrategy.On, is_pep484_tower=True))",
 )
+
+# A shell that starts tests in the background has them ignore Ctrl-C, which some send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Tests compile far more than they run: optimised code would cost minutes.
