@@ -1,10 +1,8 @@
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -31,20 +29,11 @@ def tiny() -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
 
 
-@pytest.fixture
-def quick_compilation() -> Iterator[None]:
-    """Compiles in a third of the time, to code that is slower but as exact."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def run(capsys, *arguments: str) -> tuple[int, list[dict]]:
     status = main([str(argument) for argument in arguments])
     return status, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_the_classifier_computes_what_the_published_code_computes(capsys, tiny):
     # Nothing in the name tells the kind, and one failure is enough for status 1.
     status, lines = run(capsys, str(TINY), str(GOLDEN / "seg_tiny_seed0.npz"))
@@ -64,7 +53,6 @@ def test_the_classifier_computes_what_the_published_code_computes(capsys, tiny):
     assert second["reason"] == "kind 'seg' is not covered"
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_weights_of_a_checkpoint_go_through_the_importer(capsys, tmp_path, tiny):
     # The fixture has no weights of its own here, and its rows come in another order;
     # the checkpoint has the prefix of distributed training.
