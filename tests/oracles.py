@@ -122,3 +122,14 @@ def batch_norm(
     )
     unbiased = var * len(kept) / max(len(kept) - 1, 1)
     return outputs, mean, unbiased
+
+
+def cca_by_qr(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Canonical correlations of two layers, over their numerical ranks."""
+    bases = []
+    for layer in (x, y):
+        centered = layer.astype(np.float64) - layer.astype(np.float64).mean(axis=0)
+        left, values, _ = np.linalg.svd(centered, full_matrices=False)
+        cut = max(layer.shape) * np.finfo(np.float64).eps * values[0]
+        bases.append(left[:, values > cut])
+    return np.clip(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False), 0, 1)

@@ -1,0 +1,292 @@
+"""Similarity of every layer with every layer, over checkpoints and devices.
+
+A grid of layers of a few widths is one compiled program: each layer is prepared once
+(decomposed or centred), and the pairs of each combination of widths are compared in
+blocks, so that nothing is padded and memory stays bounded.
+"""
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+from numpy.typing import ArrayLike
+
+from svcca_jax.checks import as_activations, check_datapoints, check_mask
+from svcca_jax.linalg import adjoint, product
+from svcca_jax.measure import Both, Measure
+from svcca_jax.moments import Moments
+from svcca_jax.svcca import MeanSVCCA
+
+Indices = Int[np.ndarray, "pairs 2"]
+
+
+PAPER_MEASURE = MeanSVCCA()
+# The products of all pairs of two widths are kept at once up to this size.
+CROSS_BYTES = 256 << 20
+
+
+def pairwise(
+    layers: Sequence[ArrayLike],
+    others: Sequence[ArrayLike] | None = None,
+    *,
+    measure: Measure = PAPER_MEASURE,
+    mask: ArrayLike | None = None,
+    pairs_per_block: int = 1,
+    mesh: Mesh | None = None,
+) -> Float[Array, "layers others"]:
+    """Similarity of every layer with every other one.
+
+    Args:
+      layers: Activations of each layer [datapoints, neurons], all on the same
+        datapoints; widths may differ.
+      others: Layers to compare them with. Without it each is compared with all of
+        `layers`, and both halves of the grid come from one computation.
+      measure: What to compute.
+      mask: True on the datapoints that count.
+      pairs_per_block: How many pairs are compared at once. One is best on a CPU, whose
+        decompositions use all cores by themselves; more fills an accelerator and costs
+        that many times the memory of a pair.
+      mesh: Devices that share the pairs, with one axis; one device if not given.
+
+    Raises:
+      ValueError: For no layers, and as `cca.cca` with the number of the layer.
+    """
+    rows = _check_layers(layers, "layer")
+    columns = None if others is None else _check_layers(others, "other layer")
+    every = rows + (columns or [])
+    names = [f"layer {i}" for i in range(len(rows))]
+    names += [f"other layer {i}" for i in range(len(columns or []))]
+    check_datapoints(every, names)
+    dtype = np.result_type(*(layer.dtype for layer in every))
+    return _grid(
+        tuple(layer.astype(dtype) for layer in rows),
+        None if columns is None else tuple(layer.astype(dtype) for layer in columns),
+        check_mask(mask, rows[0].shape[0]),
+        measure=measure,
+        pairs_per_block=pairs_per_block,
+        mesh=mesh,
+    )
+
+
+def over_checkpoints(
+    checkpoints: Iterable[Sequence[ArrayLike]],
+    references: Sequence[ArrayLike],
+    *,
+    measure: Measure = PAPER_MEASURE,
+    mask: ArrayLike | None = None,
+) -> Float[np.ndarray, "checkpoints layers"]:
+    """Similarity of every layer at every checkpoint with its reference.
+
+    Checkpoints are read one at a time, so that a generator that loads (or computes)
+    them keeps the memory of one; the references are prepared once, and all checkpoints
+    run the same program.
+
+    Args:
+      checkpoints: For each checkpoint, the activations of every layer.
+      references: The layers to compare with, such as those of the last checkpoint.
+      measure: What to compute.
+      mask: True on the datapoints that count.
+
+    Raises:
+      ValueError: For no layers, a checkpoint with another number of layers, and as
+        `cca.cca` with the numbers of checkpoint and layer.
+    """
+    final = tuple(_check_layers(references, "reference layer"))
+    names = [f"reference layer {i}" for i in range(len(final))]
+    check_datapoints(final, names)
+    rows_mask = check_mask(mask, final[0].shape[0])
+    prepared = _prepare_all(final, rows_mask, measure=measure)
+    values = []
+    for number, checkpoint in enumerate(checkpoints):
+        if len(checkpoint) != len(final):
+            raise ValueError(
+                f"checkpoint {number} has {len(checkpoint)} layers and the reference "
+                f"{len(final)}"
+            )
+        layers = _check_layers(checkpoint, f"checkpoint {number}, layer")
+        check_datapoints(
+            [final[0], *layers],
+            [names[0]]
+            + [f"checkpoint {number}, layer {i}" for i in range(len(layers))],
+        )
+        layers = tuple(
+            layer.astype(reference.dtype)
+            for layer, reference in zip(layers, final, strict=True)
+        )
+        values.append(np.asarray(_row(layers, prepared, rows_mask, measure=measure)))
+    if not values:
+        return np.zeros((0, len(final)), np.dtype(final[0].real.dtype))
+    return np.stack(values)
+
+
+def pairwise_from_moments(
+    moments: Moments, *, measure: Measure = PAPER_MEASURE
+) -> Float[Array, "layers layers"]:
+    """Similarity of every layer with every layer of streamed moments."""
+    return _grid_of_moments(moments, measure=measure)
+
+
+@functools.partial(jax.jit, static_argnames=("measure", "pairs_per_block", "mesh"))
+def _grid(
+    rows: tuple[Array, ...],
+    columns: tuple[Array, ...] | None,
+    mask: Bool[Array, " datapoints"] | None,
+    *,
+    measure: Measure,
+    pairs_per_block: int,
+    mesh: Mesh | None,
+) -> Float[Array, "layers others"]:
+    layers = rows if columns is None else rows + columns
+    stacks, place = _prepare_stacks(layers, mask, measure)
+    half = columns is None
+    first_column = 0 if half else len(rows)
+    number = len(rows) if columns is None else len(columns)
+    values = jnp.zeros((len(rows), number), jnp.finfo(layers[0].dtype).dtype)
+    groups = _group_pairs(place, len(rows), first_column, number, half=half)
+    for (shape_x, shape_y), (where, pairs) in groups.items():
+        compare = _make_compare(measure, stacks[shape_x], stacks[shape_y])
+        there, back = _map_pairs(compare, pairs, pairs_per_block, mesh)
+        if half:
+            values = values.at[where[:, 1], where[:, 0]].set(back)
+        values = values.at[where[:, 0], where[:, 1]].set(there)
+    return values
+
+
+def _make_compare(
+    measure: Measure, x: Any, y: Any
+) -> Callable[[Int[Array, "2"]], Both]:
+    """Returns the comparison of entries (i, j) of two stacks of prepared layers."""
+    a, b = x.coordinates, y.coordinates
+    size = a.shape[0] * a.shape[-1] * b.shape[0] * b.shape[-1] * a.dtype.itemsize
+    if a.ndim != 3 or size > CROSS_BYTES:
+        return lambda pair: measure.compare(_take(x, pair[0]), _take(y, pair[1]))
+    # All products of the two stacks at once: large matrix products, and the pairs
+    # below then read a small block each instead of copying two layers.
+    flat_a, flat_b = (
+        jnp.moveaxis(stack, 0, 1).reshape(stack.shape[1], -1) for stack in (a, b)
+    )
+    crosses = product(adjoint(flat_a), flat_b).reshape(
+        a.shape[0], a.shape[2], b.shape[0], b.shape[2]
+    )
+    x, y = x._replace(coordinates=None), y._replace(coordinates=None)
+    return lambda pair: measure.compare(
+        _take(x, pair[0]), _take(y, pair[1]), crosses[pair[0], :, pair[1], :]
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("measure",))
+def _prepare_all(layers: tuple[Array, ...], mask: Array | None, *, measure: Measure):
+    stacks, place = _prepare_stacks(layers, mask, measure)
+    return tuple(_take(stacks[shape], index) for shape, index in place)
+
+
+@functools.partial(jax.jit, static_argnames=("measure",))
+def _row(
+    layers: tuple[Array, ...], prepared: Any, mask: Array | None, *, measure: Measure
+) -> Float[Array, " layers"]:
+    ours = _prepare_all(layers, mask, measure=measure)
+    return jnp.stack(
+        [measure.compare(x, y)[0] for x, y in zip(ours, prepared, strict=True)]
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("measure",))
+def _grid_of_moments(moments: Moments, *, measure: Measure) -> Array:
+    number = len(moments.means)
+    layers = [
+        measure.prepare_moments(moments.comoment(i, i), moments.datapoints)
+        for i in range(number)
+    ]
+    grid: list[list[Any]] = [[None] * number for _ in range(number)]
+    for i in range(number):
+        for j in range(i, number):
+            cross = moments.comoment(i, j)
+            there, back = measure.compare(layers[i], layers[j], cross)
+            grid[j][i] = back
+            grid[i][j] = there
+    return jnp.stack([jnp.stack(row) for row in grid])
+
+
+def _prepare_stacks(
+    layers: tuple[Array, ...], mask: Array | None, measure: Measure
+) -> tuple[dict[tuple[int, ...], Any], list[tuple[tuple[int, ...], int]]]:
+    """Prepares the layers of each shape together; says where each layer went."""
+    groups: dict[tuple[int, ...], list[Array]] = defaultdict(list)
+    place = []
+    for layer in layers:
+        place.append((layer.shape, len(groups[layer.shape])))
+        groups[layer.shape].append(layer)
+    # One layer at a time: a mapped loop keeps the data-dependent choice of a fast
+    # measure, of which `vmap` would compute both branches.
+    prepare = functools.partial(measure.prepare, mask=mask)
+    stacks = {
+        shape: jax.lax.map(prepare, jnp.stack(group)) for shape, group in groups.items()
+    }
+    return stacks, place
+
+
+def _group_pairs(
+    place: list[tuple[tuple[int, ...], int]],
+    rows: int,
+    first_column: int,
+    columns: int,
+    *,
+    half: bool,
+) -> dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[Indices, Indices]]:
+    """Sorts the pairs by their two shapes: where in the grid, where in the stacks."""
+    where, pairs = defaultdict(list), defaultdict(list)
+    for i in range(rows):
+        for j in range(i if half else 0, columns):
+            (shape_x, x), (shape_y, y) = place[i], place[first_column + j]
+            cell = (i, j)
+            if half and shape_x > shape_y:
+                # (a, b) and (b, a) of a symmetric measure are one group.
+                (shape_x, x), (shape_y, y) = (shape_y, y), (shape_x, x)
+            where[shape_x, shape_y].append(cell)
+            pairs[shape_x, shape_y].append((x, y))
+    return {key: (np.asarray(where[key]), np.asarray(pairs[key])) for key in where}
+
+
+def _take(stack: Any, index: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], stack)
+
+
+def _map_pairs(
+    compare: Any, pairs: Indices, pairs_per_block: int, mesh: Mesh | None
+) -> tuple[Float[Array, " pairs"], Float[Array, " pairs"]]:
+    def run(indices: Int[Array, "pairs 2"]) -> Any:
+        if pairs_per_block == 1:
+            return jax.lax.map(compare, indices)
+        return jax.lax.map(compare, indices, batch_size=pairs_per_block)
+
+    if mesh is None:
+        return run(jnp.asarray(pairs))
+    if len(mesh.axis_names) != 1:
+        raise ValueError(f"the mesh must have one axis, got {mesh.axis_names}")
+    spare = -len(pairs) % mesh.size
+    padded = np.concatenate([pairs, np.repeat(pairs[:1], spare, axis=0)])
+    split = PartitionSpec(mesh.axis_names[0])
+    # With axes of type Auto, as the layers that the pairs read are not sharded by type.
+    plain = Mesh(mesh.devices, mesh.axis_names)
+    shared = jax.shard_map(
+        run, mesh=plain, in_specs=split, out_specs=split, check_vma=False
+    )
+    return jax.tree.map(lambda leaf: leaf[: len(pairs)], shared(jnp.asarray(padded)))
+
+
+def _check_layers(layers: Sequence[ArrayLike], name: str) -> list[Array]:
+    if len(layers) == 0:
+        raise ValueError(f"there is no {name} to compare")
+    checked = []
+    for i, layer in enumerate(layers):
+        axes = "datapoints neurons"
+        if np.ndim(layer) == 4:
+            axes = "datapoints height width channels"
+        checked.append(as_activations(layer, f"{name} {i}", axes=axes))
+    return checked

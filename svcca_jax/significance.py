@@ -1,0 +1,103 @@
+"""Whether a similarity is more than chance: a random baseline and Bartlett's test."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import gammaincc
+from jaxtyping import Array, Float, Int, Key
+
+from svcca_jax.cca import CCA
+from svcca_jax.measure import Measure
+
+
+class Bartlett(NamedTuple):
+    """Test of how many canonical correlations differ from 0."""
+
+    statistics: Float[Array, " directions"]
+    """Entry k tests that coefficients k and later are all 0."""
+    degrees: Float[Array, " directions"]
+    """Degrees of freedom of its chi-squared distribution."""
+    p_values: Float[Array, " directions"]
+    """Probability of a larger statistic under that hypothesis; 1 beyond the count."""
+
+    def significant(self, level: float = 0.05) -> Int[Array, ""]:
+        """Returns how many leading coefficients are significant, tested in turn."""
+        return jnp.sum(jnp.cumprod(self.p_values < level))
+
+
+def bartlett_test(result: CCA, datapoints: int) -> Bartlett:
+    r"""Bartlett's sequential test of canonical correlations.
+
+    .. math:: \chi^2_k = -\left(m - 1 - \frac{p + q + 1}{2}\right)
+       \sum_{i > k} \ln(1 - \rho_i^2), \qquad (p - k)(q - k) \text{ degrees of freedom}
+
+    with p and q the ranks of the layers. It assumes independent, roughly normal
+    datapoints: for activations take it as a guide, beside `random_baseline`.
+
+    Args:
+      result: Canonical correlations of two layers.
+      datapoints: Number of datapoints that they came from.
+
+    Raises:
+      ValueError: If there are fewer than 2 datapoints.
+
+    Source: Bartlett, Further aspects of the theory of multiple regression (1938).
+    """
+    if datapoints < 2:
+        raise ValueError(f"the test needs at least 2 datapoints, got {datapoints}")
+    values = result.coefficients
+    dtype = values.dtype
+    index = jnp.arange(len(values))
+    exists = index < result.num_coefficients
+    # A correlation of exactly 1 has an infinite statistic and p-value 0.
+    logs = jnp.where(exists, -jnp.log1p(-(values**2)), 0)
+    tails = jnp.cumsum(logs[::-1])[::-1]
+    rank_x, rank_y = result.rank_x.astype(dtype), result.rank_y.astype(dtype)
+    factor = jnp.maximum(datapoints - 1 - (rank_x + rank_y + 1) / 2, 0)
+    statistics = jnp.where(tails > 0, factor * tails, 0)
+    degrees = (rank_x - index.astype(dtype)) * (rank_y - index.astype(dtype))
+    degrees = jnp.where(exists, degrees, 1)
+    tail = gammaincc(degrees / 2, jnp.where(jnp.isinf(statistics), 0, statistics) / 2)
+    p_values = jnp.where(jnp.isinf(statistics), 0, tail)
+    return Bartlett(statistics, degrees, jnp.where(exists, p_values, 1))
+
+
+def random_baseline(
+    measure: Measure,
+    shape_x: tuple[int, ...],
+    shape_y: tuple[int, ...],
+    *,
+    key: Key[Array, ""],
+    repeats: int = 5,
+) -> Float[Array, " repeats"]:
+    """Similarity of independent normal activations of the same shapes.
+
+    With few datapoints for the neurons, unrelated layers look similar: a similarity
+    means something only above these values.
+
+    Args:
+      measure: What to compute, such as `MeanSVCCA()`.
+      shape_x: Shape of x, [datapoints, neurons_x].
+      shape_y: Shape of y, [datapoints, neurons_y].
+      key: The key is consumed.
+      repeats: Number of independent draws.
+
+    Raises:
+      ValueError: If the numbers of datapoints differ.
+
+    Source: google/svcca, tutorial 001.
+    """
+    if shape_x[0] != shape_y[0]:
+        raise ValueError(
+            f"x has {shape_x[0]} datapoints and y has {shape_y[0]}: they must be equal"
+        )
+
+    @jax.jit
+    def draw(key: Array) -> Array:
+        key_x, key_y = jax.random.split(key)
+        x = jax.random.normal(key_x, shape_x)
+        y = jax.random.normal(key_y, shape_y)
+        return measure.compare(measure.prepare(x, None), measure.prepare(y, None))[0]
+
+    return jax.lax.map(draw, jax.random.split(key, repeats))

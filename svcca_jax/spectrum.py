@@ -1,0 +1,214 @@
+"""One layer decomposed once: what CCA, SVCCA and PWCCA need of it.
+
+With centred activations `X = U diag(s) V^H`, the canonical correlations of two layers
+are the singular values of `U_x^H U_y`: everything else about a layer can be computed
+before it meets another one.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Inexact, Int
+
+from svcca_jax.keep import AllDirections, Keep
+from svcca_jax.linalg import adjoint, center, cross_product, product, svd
+
+# The covariance route loses accuracy as (largest / smallest kept singular value)^2;
+# it is taken where that leaves an error of about this many units of 1.
+FAST_ERROR = 1e-4
+
+
+class Spectrum(NamedTuple):
+    """The singular directions of one layer, the kept ones first.
+
+    Columns from `kept` on are 0, so that products need no slicing. A layer with a NaN
+    or infinite activation is NaN throughout.
+    """
+
+    coordinates: Inexact[Array, "datapoints coordinates"] | None
+    """`coordinates @ transform` are the orthonormal directions over the datapoints;
+    None if made from a covariance."""
+    transform: Inexact[Array, "coordinates directions"] | None
+    """None where the coordinates are the directions themselves."""
+    singular_values: Float[Array, " directions"]
+    """Of the centred activations, decreasing; none is set to 0."""
+    loadings: Inexact[Array, "neurons directions"]
+    """Unit combinations of neurons, one for each direction."""
+    rank: Int[Array, ""]
+    """Number of singular values above max(datapoints, neurons) * eps * the largest."""
+    kept: Int[Array, ""]
+    """Number of leading directions that take part, at most `rank`."""
+    live_neurons: Int[Array, ""]
+    """Number of neurons that are not constant."""
+    datapoints: Int[Array, ""]
+    """Number of datapoints that count."""
+    from_covariance: Bool[Array, ""]
+    """True if the faster route over the covariance was taken."""
+
+
+def find_spectrum(
+    x: Inexact[Array, "datapoints neurons"],
+    mask: Bool[Array, " datapoints"] | None = None,
+    *,
+    keep: Keep = AllDirections(),  # noqa: B008 (frozen)
+    fast: bool = False,
+) -> Spectrum:
+    """Decomposes one layer by QR and SVD, or by its covariance where that is accurate.
+
+    Args:
+      x: Activations.
+      mask: True on the datapoints that count; all of them if not given.
+      keep: How many directions to keep.
+      fast: Try the eigenvectors of the covariance first and keep them where the ratio
+        of the largest to the smallest kept singular value leaves an error of about
+        1e-5 at most (float32: ratios up to 9; float64: up to 200,000), else do
+        the QR decomposition as well. Under `vmap` both are always computed.
+    """
+    centered = center(x, mask)
+    count = jnp.asarray(x.shape[0]) if mask is None else jnp.sum(mask)
+    live = jnp.sum(jnp.any(centered != 0, axis=0))
+
+    def accurate() -> tuple:
+        left, values, right = svd(centered)
+        rank = find_rank(values, live, count, neurons=x.shape[1])
+        return left, values, right, rank
+
+    if not fast or x.shape[1] > x.shape[0]:
+        left, values, right, rank = accurate()
+        transform, from_covariance = None, jnp.asarray(False)
+    else:
+        values, right, rank = _eigen(product(adjoint(centered), centered), live, count)
+        from_covariance = _is_accurate(values, keep.count(values, rank))
+        # The directions are not formed: their products with those of another layer
+        # cost less through the product of the activations.
+        left, values, right, rank, transform = jax.lax.cond(
+            from_covariance,
+            lambda: (centered, values, right, rank, _whitening(values, right)),
+            lambda: (*accurate(), jnp.eye(x.shape[1], dtype=x.dtype)),
+        )
+    kept, columns = _kept_columns(values, rank, keep, centered)
+    return Spectrum(
+        coordinates=left * columns if transform is None else left,
+        transform=None if transform is None else transform * columns,
+        singular_values=values,
+        loadings=right * columns,
+        rank=rank,
+        kept=kept,
+        live_neurons=live,
+        datapoints=count,
+        from_covariance=from_covariance,
+    )
+
+
+def find_spectrum_of_covariance(
+    comoment: Inexact[Array, "neurons neurons"],
+    datapoints: Int[Array, ""],
+    *,
+    keep: Keep = AllDirections(),  # noqa: B008 (frozen)
+) -> Spectrum:
+    """Decomposes one layer from the sum of its centred products over the datapoints.
+
+    The squares in the covariance halve the digits: a direction whose singular value
+    is below sqrt(max(datapoints, neurons) * eps) of the largest cannot be told from
+    noise and is cut from the rank (float32 with 5,000 datapoints: 2.4 %).
+    """
+    live = jnp.sum(jnp.diagonal(comoment).real > 0)
+    values, right, rank = _eigen(comoment, live, datapoints, noisy=True)
+    kept, columns = _kept_columns(values, rank, keep, comoment)
+    return Spectrum(
+        coordinates=None,
+        transform=_whitening(values, right) * columns,
+        singular_values=values,
+        loadings=right * columns,
+        rank=rank,
+        kept=kept,
+        live_neurons=live,
+        datapoints=datapoints,
+        from_covariance=jnp.asarray(True),
+    )
+
+
+def find_rank(
+    values: Float[Array, " directions"],
+    live: Int[Array, ""],
+    datapoints: Int[Array, ""],
+    *,
+    neurons: int,
+) -> Int[Array, ""]:
+    """Returns the number of singular values above max(datapoints, neurons)*eps*first.
+
+    It is at most the number of live neurons and one less than the datapoints: centred
+    rows sum to 0.
+    """
+    size = jnp.maximum(datapoints, neurons).astype(values.dtype)
+    cut = size * jnp.finfo(values.dtype).eps * values[0]
+    rank = jnp.sum(values > cut)
+    return jnp.minimum(jnp.minimum(rank, live), jnp.maximum(datapoints - 1, 0))
+
+
+def overlap(
+    x: Spectrum,
+    y: Spectrum,
+    cross: Inexact[Array, "coordinates_x coordinates_y"] | None = None,
+) -> Inexact[Array, "directions_x directions_y"]:
+    """Cosines between the kept directions of two layers, 0 outside the kept block.
+
+    Args:
+      x: One layer.
+      y: Another layer on the same datapoints.
+      cross: The products of their coordinates, `x.coordinates^H y.coordinates`, where
+        they are known already; for layers made from covariances, the co-moment of
+        their neurons.
+    """
+    inner = cross_product(x, y) if cross is None else cross
+    if x.transform is not None:
+        inner = product(adjoint(x.transform), inner)
+    return inner if y.transform is None else product(inner, y.transform)
+
+
+def _whitening(
+    values: Float[Array, " directions"], right: Inexact[Array, "neurons directions"]
+) -> Inexact[Array, "neurons directions"]:
+    inverse = jnp.where(values > 0, 1 / jnp.where(values > 0, values, 1), 0)
+    return right * inverse.astype(right.dtype)[None, :]
+
+
+def _eigen(
+    comoment: Inexact[Array, "neurons neurons"],
+    live: Int[Array, ""],
+    count: Int[Array, ""],
+    *,
+    noisy: bool = False,
+) -> tuple[Inexact[Array, "..."], Inexact[Array, "..."], Int[Array, ""]]:
+    squared, right = jnp.linalg.eigh(comoment)
+    squared, right = squared[::-1], right[:, ::-1]
+    # A NaN stays: it says that the layer cannot be compared.
+    values = jnp.sqrt(jnp.where(squared < 0, 0, squared))
+    most = jnp.minimum(live, jnp.maximum(count - 1, 0))
+    if not noisy:
+        return values, right, most
+    size = jnp.maximum(count, comoment.shape[0]).astype(values.dtype)
+    above = jnp.sum(squared > size * jnp.finfo(values.dtype).eps * squared[0])
+    return values, right, jnp.minimum(above, most)
+
+
+def _is_accurate(
+    values: Float[Array, " directions"], kept: Int[Array, ""]
+) -> Bool[Array, ""]:
+    last = jnp.take(values, jnp.maximum(kept - 1, 0))
+    error = jnp.finfo(values.dtype).eps * values[0] ** 2
+    return error <= FAST_ERROR * last**2
+
+
+def _kept_columns(
+    values: Float[Array, " directions"],
+    rank: Int[Array, ""],
+    keep: Keep,
+    source: Inexact[Array, "rows neurons"],
+) -> tuple[Int[Array, ""], Inexact[Array, "1 directions"]]:
+    kept = keep.count(values, rank)
+    columns = (jnp.arange(len(values)) < kept).astype(source.dtype)
+    # Without this a NaN would end as rank 0 and be reported as "not similar".
+    finite = jnp.isfinite(jnp.sum(jnp.abs(source)))
+    return kept, jnp.where(finite, columns, jnp.nan)[None, :]
