@@ -12,7 +12,13 @@ from numpy.typing import ArrayLike
 
 from svcca_jax.checks import as_pair, check_mask
 from svcca_jax.keep import AllDirections, Keep
-from svcca_jax.linalg import product, singular_values, svd
+from svcca_jax.linalg import (
+    center,
+    count_datapoints,
+    product,
+    singular_values,
+    svd,
+)
 from svcca_jax.measure import Both
 from svcca_jax.moments import Moments
 from svcca_jax.spectrum import (
@@ -93,8 +99,9 @@ def cca(
 
 @functools.partial(jax.jit, static_argnames=("fast",))
 def _cca(x: Array, y: Array, mask: Array | None, *, fast: bool) -> CCA:
-    layer_x = find_spectrum(x, mask, fast=fast)
-    layer_y = find_spectrum(y, mask, fast=fast)
+    datapoints = count_datapoints(x, mask)
+    layer_x = find_spectrum(center(x, mask), datapoints, fast=fast)
+    layer_y = find_spectrum(center(y, mask), datapoints, fast=fast)
     return correlate(layer_x, layer_y, overlap(layer_x, layer_y))
 
 
@@ -118,7 +125,9 @@ def canonical_variates(
 
 @jax.jit
 def _canonical_variates(x: Array, y: Array, mask: Array | None) -> tuple[CCA, Variates]:
-    layer_x, layer_y = find_spectrum(x, mask), find_spectrum(y, mask)
+    datapoints = count_datapoints(x, mask)
+    layer_x = find_spectrum(center(x, mask), datapoints)
+    layer_y = find_spectrum(center(y, mask), datapoints)
     between = overlap(layer_x, layer_y)
     result = correlate(layer_x, layer_y, between)
     left, _, right = svd(between)
@@ -242,11 +251,11 @@ class MeanCCA:
 
     def prepare(
         self,
-        x: Inexact[Array, "datapoints neurons"],
-        mask: Bool[Array, " datapoints"] | None,
+        centered: Inexact[Array, "datapoints neurons"],
+        datapoints: Int[Array, ""],
     ) -> Spectrum:
         """Decomposes one layer."""
-        return find_spectrum(x, mask, fast=self.fast)
+        return find_spectrum(centered, datapoints, fast=self.fast)
 
     def prepare_moments(
         self, comoment: Float[Array, "neurons neurons"], datapoints: Int[Array, ""]

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from svcca_jax.linalg import center, product
+from svcca_jax.linalg import product
 
 
 class Centered(NamedTuple):
@@ -24,10 +24,9 @@ class Centered(NamedTuple):
 
 
 def prepare(
-    x: Float[Array, "datapoints neurons"], mask: Bool[Array, " datapoints"] | None
+    centered: Float[Array, "datapoints neurons"], datapoints: Int[Array, ""]
 ) -> Centered:
-    """Centres a layer and takes its sums."""
-    centered = center(x, mask)
+    """Takes the sums of a centred layer, 0 on datapoints that do not count."""
     squared_norms = jnp.sum(centered**2, axis=1)
     # The same norm from the smaller of the two products.
     wide = centered.shape[1] > centered.shape[0]
@@ -37,7 +36,7 @@ def prepare(
         squared_norms=squared_norms,
         variance=jnp.sum(squared_norms),
         gram_norm=frobenius(gram),
-        datapoints=jnp.asarray(x.shape[0]) if mask is None else jnp.sum(mask),
+        datapoints=datapoints,
     )
 
 

@@ -6,6 +6,7 @@ activation makes the result NaN instead of an error.
 
 from collections.abc import Sequence
 
+import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
@@ -40,16 +41,21 @@ def as_activations(
     for axis, size in zip(names, shape, strict=True):
         if size == 0:
             raise ValueError(f"{name} is empty: it has 0 {axis}, shape {shape}")
-    array = jnp.asarray(x)
-    wide = jnp.issubdtype(array.dtype, jnp.inexact)
-    if not wide or jnp.finfo(array.dtype).bits < 32:
-        array = array.astype(jnp.float32)
-    if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
+    # Known values are checked even where a caller's `jit` closes over them.
+    with jax.ensure_compile_time_eval():
+        array = jnp.asarray(x)
+        wide = jnp.issubdtype(array.dtype, jnp.inexact)
+        if not wide or jnp.finfo(array.dtype).bits < 32:
+            array = array.astype(jnp.float32)
+        known = not isinstance(array, jax.core.Tracer)
+        finite = not known or bool(jnp.isfinite(array).all())
+    if not finite:
         bad = np.argwhere(~np.isfinite(np.asarray(array)))
         first = tuple(int(i) for i in bad[0])
+        where = ", ".join(f"{a}={i}" for a, i in zip(names, first, strict=True))
         raise ValueError(
             f"{name} holds {len(bad)} values that are NaN or infinite, the first "
-            f"({np.asarray(array)[first]}) at {dict(zip(names, first, strict=True))}"
+            f"({np.asarray(array)[first]}) at {where}"
         )
     return array
 

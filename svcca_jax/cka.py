@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact, Int
+from jaxtyping import Array, Float, Inexact, Int
 from numpy.typing import ArrayLike
 
 from svcca_jax.centered import (
@@ -16,7 +16,7 @@ from svcca_jax.centered import (
     ratio,
 )
 from svcca_jax.checks import as_pair, check_mask
-from svcca_jax.linalg import cross_product
+from svcca_jax.linalg import center, count_datapoints, cross_product
 from svcca_jax.measure import Both
 from svcca_jax.moments import Moments
 
@@ -60,7 +60,9 @@ def linear_cka(
 
 @jax.jit
 def _linear_cka(x: Array, y: Array, mask: Array | None) -> LinearCKA:
-    layer_x, layer_y = prepare(x, mask), prepare(y, mask)
+    datapoints = count_datapoints(x, mask)
+    layer_x = prepare(center(x, mask), datapoints)
+    layer_y = prepare(center(y, mask), datapoints)
     cross = cross_product(layer_x, layer_y)
     return LinearCKA(
         _biased(layer_x, layer_y, cross), _debiased(layer_x, layer_y, cross)
@@ -124,11 +126,11 @@ class CKA:
 
     def prepare(
         self,
-        x: Inexact[Array, "datapoints neurons"],
-        mask: Bool[Array, " datapoints"] | None,
+        centered: Inexact[Array, "datapoints neurons"],
+        datapoints: Int[Array, ""],
     ) -> Centered:
-        """Centres one layer."""
-        return prepare(x, mask)
+        """Takes the sums of one layer."""
+        return prepare(centered, datapoints)
 
     def prepare_moments(
         self, comoment: Float[Array, "neurons neurons"], datapoints: Int[Array, ""]

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Complex, Float, Inexact, Int
+from jaxtyping import Array, Complex, Float, Inexact, Int
 from numpy.typing import ArrayLike
 
 from svcca_jax.cca import correlate, mean_coefficient
 from svcca_jax.checks import as_pair, check_mask
+from svcca_jax.linalg import center, count_datapoints
 from svcca_jax.measure import Both
 from svcca_jax.spectrum import Spectrum, find_spectrum, overlap
 
@@ -61,7 +62,9 @@ def fourier_cca(
 
 @jax.jit
 def _fourier_cca(x: Array, y: Array, mask: Array | None) -> FourierCCA:
-    return _compare(_prepare(x, mask), _prepare(y, mask))
+    datapoints = count_datapoints(x, mask)
+    layer_x = _prepare(center(x, mask), datapoints)
+    return _compare(layer_x, _prepare(center(y, mask), datapoints))
 
 
 def common_frequencies(size: int, smaller: int) -> Int[np.ndarray, " frequencies"]:
@@ -78,10 +81,10 @@ def transform(
     return jnp.moveaxis(jnp.fft.fft2(x, axes=(1, 2)), 0, 2)
 
 
-def _prepare(x: Array, mask: Array | None) -> Spectrum:
+def _prepare(centered: Array, datapoints: Array) -> Spectrum:
     # Every frequency is a layer of its own; leading axes: height, width.
-    decompose = functools.partial(find_spectrum, mask=mask)
-    return jax.vmap(jax.vmap(decompose))(transform(x))
+    decompose = functools.partial(find_spectrum, datapoints=datapoints)
+    return jax.vmap(jax.vmap(decompose))(transform(centered))
 
 
 def _compare(x: Spectrum, y: Spectrum) -> FourierCCA:
@@ -108,11 +111,11 @@ class MeanFourierCCA:
 
     def prepare(
         self,
-        x: Inexact[Array, "datapoints height width channels"],
-        mask: Bool[Array, " datapoints"] | None,
+        centered: Inexact[Array, "datapoints height width channels"],
+        datapoints: Int[Array, ""],
     ) -> Spectrum:
         """Decomposes one layer at every frequency."""
-        return _prepare(x, mask)
+        return _prepare(centered, datapoints)
 
     def prepare_moments(
         self, comoment: Float[Array, "neurons neurons"], datapoints: Int[Array, ""]

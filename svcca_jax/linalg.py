@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Inexact
+from jaxtyping import Array, Bool, Inexact, Int
 
 
 def product(
@@ -44,6 +44,14 @@ def cross_product(
     if x.coordinates is None or y.coordinates is None:
         raise ValueError("layers made from moments need their cross co-moment")
     return product(adjoint(x.coordinates), y.coordinates)
+
+
+def count_datapoints(
+    x: Inexact[Array, " datapoints *axes"],
+    mask: Bool[Array, " datapoints"] | None = None,
+) -> Int[Array, ""]:
+    """Returns how many datapoints count."""
+    return jnp.asarray(x.shape[0]) if mask is None else jnp.sum(mask)
 
 
 def center(

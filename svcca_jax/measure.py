@@ -17,8 +17,11 @@ class Measure(Protocol):
     `MeanFourierCCA`. A prepared layer is a NamedTuple with the field `coordinates`.
     """
 
-    def prepare(self, x: Any, mask: Any) -> Any:
-        """Returns what `compare` needs of one layer's activations."""
+    def prepare(self, centered: Any, datapoints: Any) -> Any:
+        """Returns what `compare` needs of one layer's centred activations.
+
+        They are 0 on datapoints that do not count; `datapoints` is how many do.
+        """
         ...
 
     def prepare_moments(self, comoment: Any, datapoints: Any) -> Any:

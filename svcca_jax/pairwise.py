@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from svcca_jax.checks import as_activations, check_datapoints, check_mask
-from svcca_jax.linalg import adjoint, product
+from svcca_jax.linalg import adjoint, center, count_datapoints, product
 from svcca_jax.measure import Both, Measure
 from svcca_jax.moments import Moments
 from svcca_jax.svcca import MeanSVCCA
@@ -150,8 +150,9 @@ def _grid(
     values = jnp.zeros((len(rows), number), jnp.finfo(layers[0].dtype).dtype)
     groups = _group_pairs(place, len(rows), first_column, number, half=half)
     for (shape_x, shape_y), (where, pairs) in groups.items():
-        compare = _make_compare(measure, stacks[shape_x], stacks[shape_y])
-        there, back = _map_pairs(compare, pairs, pairs_per_block, mesh)
+        compare = _make_compare(measure, stacks[shape_x], stacks[shape_y], pairs)
+        numbered = np.column_stack([pairs, np.arange(len(pairs))])
+        there, back = _map_pairs(compare, numbered, pairs_per_block, mesh)
         if half:
             values = values.at[where[:, 1], where[:, 0]].set(back)
         values = values.at[where[:, 0], where[:, 1]].set(there)
@@ -159,24 +160,28 @@ def _grid(
 
 
 def _make_compare(
-    measure: Measure, x: Any, y: Any
-) -> Callable[[Int[Array, "2"]], Both]:
-    """Returns the comparison of entries (i, j) of two stacks of prepared layers."""
+    measure: Measure, x: Any, y: Any, pairs: Indices
+) -> Callable[[Int[Array, "3"]], Both]:
+    """Returns the comparison of pairs of entries of two stacks of prepared layers.
+
+    Its argument is the pair's entries and the pair's number in `pairs`.
+    """
     a, b = x.coordinates, y.coordinates
-    size = a.shape[0] * a.shape[-1] * b.shape[0] * b.shape[-1] * a.dtype.itemsize
+    size = len(pairs) * a.shape[-1] * b.shape[-1] * a.dtype.itemsize
     if a.ndim != 3 or size > CROSS_BYTES:
         return lambda pair: measure.compare(_take(x, pair[0]), _take(y, pair[1]))
-    # All products of the two stacks at once: large matrix products, and the pairs
-    # below then read a small block each instead of copying two layers.
-    flat_a, flat_b = (
-        jnp.moveaxis(stack, 0, 1).reshape(stack.shape[1], -1) for stack in (a, b)
-    )
-    crosses = product(adjoint(flat_a), flat_b).reshape(
-        a.shape[0], a.shape[2], b.shape[0], b.shape[2]
-    )
+    # The products of all pairs first: large matrix products, and the pairs below then
+    # read a small block each instead of copying two layers.
+    crosses = []
+    for row in np.unique(pairs[:, 0]):
+        columns = pairs[pairs[:, 0] == row, 1]
+        flat = jnp.moveaxis(b[columns], 0, 1).reshape(b.shape[1], -1)
+        block = product(adjoint(a[row]), flat)
+        crosses += jnp.split(block, len(columns), axis=1)
+    table = jnp.stack(crosses)
     x, y = x._replace(coordinates=None), y._replace(coordinates=None)
     return lambda pair: measure.compare(
-        _take(x, pair[0]), _take(y, pair[1]), crosses[pair[0], :, pair[1], :]
+        _take(x, pair[0]), _take(y, pair[1]), table[pair[2]]
     )
 
 
@@ -222,11 +227,16 @@ def _prepare_stacks(
     for layer in layers:
         place.append((layer.shape, len(groups[layer.shape])))
         groups[layer.shape].append(layer)
-    # One layer at a time: a mapped loop keeps the data-dependent choice of a fast
-    # measure, of which `vmap` would compute both branches.
-    prepare = functools.partial(measure.prepare, mask=mask)
+    # Decomposed one at a time: a mapped loop keeps the data-dependent choice of a fast
+    # measure, of which `vmap` would compute both branches. Centred all at once: in the
+    # body of a loop the CPU gives elementwise work to one core.
+    prepare = functools.partial(
+        measure.prepare, datapoints=count_datapoints(layers[0], mask)
+    )
+    centered = jax.vmap(functools.partial(center, mask=mask))
     stacks = {
-        shape: jax.lax.map(prepare, jnp.stack(group)) for shape, group in groups.items()
+        shape: jax.lax.map(prepare, centered(jnp.stack(group)))
+        for shape, group in groups.items()
     }
     return stacks, place
 
@@ -239,18 +249,23 @@ def _group_pairs(
     *,
     half: bool,
 ) -> dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[Indices, Indices]]:
-    """Sorts the pairs by their two shapes: where in the grid, where in the stacks."""
+    """Groups the pairs by their two shapes: where in the grid, where in the stacks."""
     where, pairs = defaultdict(list), defaultdict(list)
     for i in range(rows):
         for j in range(i if half else 0, columns):
             (shape_x, x), (shape_y, y) = place[i], place[first_column + j]
             cell = (i, j)
             if half and shape_x > shape_y:
-                # (a, b) and (b, a) of a symmetric measure are one group.
+                # (a, b) and (b, a) are one group.
                 (shape_x, x), (shape_y, y) = (shape_y, y), (shape_x, x)
+                cell = (j, i)
             where[shape_x, shape_y].append(cell)
             pairs[shape_x, shape_y].append((x, y))
-    return {key: (np.asarray(where[key]), np.asarray(pairs[key])) for key in where}
+    groups = {}
+    for key, entries in pairs.items():
+        order = sorted(range(len(entries)), key=entries.__getitem__)
+        groups[key] = (np.asarray(where[key])[order], np.asarray(entries)[order])
+    return groups
 
 
 def _take(stack: Any, index: Any) -> Any:
@@ -258,9 +273,12 @@ def _take(stack: Any, index: Any) -> Any:
 
 
 def _map_pairs(
-    compare: Any, pairs: Indices, pairs_per_block: int, mesh: Mesh | None
+    compare: Any,
+    pairs: Int[np.ndarray, "pairs 3"],
+    pairs_per_block: int,
+    mesh: Mesh | None,
 ) -> tuple[Float[Array, " pairs"], Float[Array, " pairs"]]:
-    def run(indices: Int[Array, "pairs 2"]) -> Any:
+    def run(indices: Int[Array, "pairs 3"]) -> Any:
         if pairs_per_block == 1:
             return jax.lax.map(compare, indices)
         return jax.lax.map(compare, indices, batch_size=pairs_per_block)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from svcca_jax.checks import as_activations, check_mask
-from svcca_jax.linalg import center, product, svd
+from svcca_jax.linalg import center, count_datapoints, product, svd
 from svcca_jax.moments import Moments
 from svcca_jax.spectrum import find_rank, find_spectrum_of_covariance
 
@@ -47,7 +47,7 @@ def pca(x: ArrayLike, *, mask: ArrayLike | None = None) -> PCA:
 @jax.jit
 def _pca(x: Array, mask: Array | None) -> PCA:
     centered = center(x, mask)
-    count = jnp.asarray(x.shape[0]) if mask is None else jnp.sum(mask)
+    count = count_datapoints(x, mask)
     live = jnp.sum(jnp.any(centered != 0, axis=0))
     _, values, directions = svd(centered)
     rank = find_rank(values, live, count, neurons=x.shape[1])

@@ -5,12 +5,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact, Int
+from jaxtyping import Array, Float, Inexact, Int
 from numpy.typing import ArrayLike
 
 from svcca_jax.centered import Centered, prepare, prepare_comoment
 from svcca_jax.checks import as_pair, check_mask
-from svcca_jax.linalg import center, cross_product, product, singular_values, svd
+from svcca_jax.linalg import (
+    center,
+    count_datapoints,
+    cross_product,
+    product,
+    singular_values,
+    svd,
+)
 from svcca_jax.measure import Both
 from svcca_jax.moments import Moments
 
@@ -49,8 +56,8 @@ def pls(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None) -> PLS:
 
 @jax.jit
 def _pls(x: Array, y: Array, mask: Array | None) -> PLS:
-    count = jnp.asarray(x.shape[0]) if mask is None else jnp.sum(mask)
-    return _decompose(product(center(x, mask).T, center(y, mask)), count)
+    comoment = product(center(x, mask).T, center(y, mask))
+    return _decompose(comoment, count_datapoints(x, mask))
 
 
 def pls_from_moments(moments: Moments, x: int = 0, y: int = 1) -> PLS:
@@ -77,11 +84,11 @@ class TotalPLS:
 
     def prepare(
         self,
-        x: Inexact[Array, "datapoints neurons"],
-        mask: Bool[Array, " datapoints"] | None,
+        centered: Inexact[Array, "datapoints neurons"],
+        datapoints: Int[Array, ""],
     ) -> Centered:
-        """Centres one layer."""
-        return prepare(x, mask)
+        """Takes the sums of one layer."""
+        return prepare(centered, datapoints)
 
     def prepare_moments(
         self, comoment: Float[Array, "neurons neurons"], datapoints: Int[Array, ""]

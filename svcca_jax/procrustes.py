@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact, Int
+from jaxtyping import Array, Float, Inexact, Int
 from numpy.typing import ArrayLike
 
 from svcca_jax.centered import (
@@ -15,7 +15,14 @@ from svcca_jax.centered import (
     ratio,
 )
 from svcca_jax.checks import as_pair, check_mask
-from svcca_jax.linalg import center, cross_product, product, singular_values, svd
+from svcca_jax.linalg import (
+    center,
+    count_datapoints,
+    cross_product,
+    product,
+    singular_values,
+    svd,
+)
 from svcca_jax.measure import Both
 from svcca_jax.moments import Moments
 
@@ -65,8 +72,12 @@ def procrustes_distance(
 
 @jax.jit
 def _procrustes(x: Array, y: Array, mask: Array | None) -> Procrustes:
-    layer_x, layer_y = prepare(x, mask), prepare(y, mask)
-    wide, narrow = center(x, mask), center(y, mask)
+    datapoints = count_datapoints(x, mask)
+    layer_x = prepare(center(x, mask), datapoints)
+    layer_y = prepare(center(y, mask), datapoints)
+    wide, narrow = layer_x.coordinates, layer_y.coordinates
+    assert wide is not None
+    assert narrow is not None
     if x.shape[1] < y.shape[1]:
         wide, narrow = narrow, wide
     left, values, right = svd(product(wide.T, narrow))
@@ -112,11 +123,11 @@ class ProcrustesSimilarity:
 
     def prepare(
         self,
-        x: Inexact[Array, "datapoints neurons"],
-        mask: Bool[Array, " datapoints"] | None,
+        centered: Inexact[Array, "datapoints neurons"],
+        datapoints: Int[Array, ""],
     ) -> Centered:
-        """Centres one layer."""
-        return prepare(x, mask)
+        """Takes the sums of one layer."""
+        return prepare(centered, datapoints)
 
     def prepare_moments(
         self, comoment: Float[Array, "neurons neurons"], datapoints: Int[Array, ""]

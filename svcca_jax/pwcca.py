@@ -1,6 +1,7 @@
 """Projection-weighted canonical correlation analysis."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike
 from svcca_jax.cca import from_moments
 from svcca_jax.checks import as_pair, check_mask
 from svcca_jax.keep import AllDirections
-from svcca_jax.linalg import product, svd
+from svcca_jax.linalg import center, count_datapoints, product, svd
 from svcca_jax.measure import Both
 from svcca_jax.moments import Moments
 from svcca_jax.spectrum import (
@@ -37,9 +38,17 @@ class PWCCA(NamedTuple):
     """Weights of the coefficients from y."""
     coefficients: Float[Array, " directions"]
     """Canonical correlations, decreasing."""
+    from_covariance: Bool[Array, ""]
+    """True if either layer went the faster, less accurate route over covariances."""
 
 
-def pwcca(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None) -> PWCCA:
+def pwcca(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    mask: ArrayLike | None = None,
+    fast: bool = False,
+) -> PWCCA:
     r"""Mean canonical correlation weighted by how much of a layer each variate holds.
 
     .. math:: \alpha_i = \sum_j |\langle h_i, x_j \rangle|, \qquad
@@ -53,6 +62,8 @@ def pwcca(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None) -> PWCCA
       x: Activations [datapoints, neurons_x]; integers and booleans become floats.
       y: Activations [datapoints, neurons_y] for the same datapoints.
       mask: True on the datapoints that count.
+      fast: Use covariances where that is accurate; `from_covariance` of the result
+        says whether it was.
 
     Raises:
       ValueError: As `cca.cca`.
@@ -64,12 +75,14 @@ def pwcca(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None) -> PWCCA
     # whitened; the reference leaves both out and is off by up to 0.2.
     first, second = as_pair(x, y)
     checked = check_mask(mask, first.shape[0])
-    return _pwcca(first, second, checked)
+    return _pwcca(first, second, checked, fast=fast)
 
 
-@jax.jit
-def _pwcca(x: Array, y: Array, mask: Array | None) -> PWCCA:
-    layer_x, layer_y = find_spectrum(x, mask), find_spectrum(y, mask)
+@functools.partial(jax.jit, static_argnames=("fast",))
+def _pwcca(x: Array, y: Array, mask: Array | None, *, fast: bool) -> PWCCA:
+    datapoints = count_datapoints(x, mask)
+    layer_x = find_spectrum(center(x, mask), datapoints, fast=fast)
+    layer_y = find_spectrum(center(y, mask), datapoints, fast=fast)
     return weigh(layer_x, layer_y, overlap(layer_x, layer_y))
 
 
@@ -103,6 +116,7 @@ def weigh(
         weights_x=weights_x,
         weights_y=weights_y,
         coefficients=values,
+        from_covariance=x.from_covariance | y.from_covariance,
     )
 
 
@@ -128,11 +142,11 @@ class MeanPWCCA:
 
     def prepare(
         self,
-        x: Inexact[Array, "datapoints neurons"],
-        mask: Bool[Array, " datapoints"] | None,
+        centered: Inexact[Array, "datapoints neurons"],
+        datapoints: Int[Array, ""],
     ) -> Spectrum:
         """Decomposes one layer."""
-        return find_spectrum(x, mask, fast=self.fast)
+        return find_spectrum(centered, datapoints, fast=self.fast)
 
     def prepare_moments(
         self, comoment: Float[Array, "neurons neurons"], datapoints: Int[Array, ""]

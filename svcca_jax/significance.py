@@ -1,5 +1,6 @@
 """Whether a similarity is more than chance: a random baseline and Bartlett's test."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ from jax.scipy.special import gammaincc
 from jaxtyping import Array, Float, Int, Key
 
 from svcca_jax.cca import CCA
+from svcca_jax.linalg import center
 from svcca_jax.measure import Measure
 
 
@@ -93,11 +95,20 @@ def random_baseline(
             f"x has {shape_x[0]} datapoints and y has {shape_y[0]}: they must be equal"
         )
 
-    @jax.jit
+    return _draw(key, measure=measure, shapes=(shape_x, shape_y), repeats=repeats)
+
+
+@functools.partial(jax.jit, static_argnames=("measure", "shapes", "repeats"))
+def _draw(
+    key: Array, *, measure: Measure, shapes: tuple[tuple[int, ...], ...], repeats: int
+) -> Float[Array, " repeats"]:
+    datapoints = jnp.asarray(shapes[0][0])
+
     def draw(key: Array) -> Array:
-        key_x, key_y = jax.random.split(key)
-        x = jax.random.normal(key_x, shape_x)
-        y = jax.random.normal(key_y, shape_y)
-        return measure.compare(measure.prepare(x, None), measure.prepare(y, None))[0]
+        layers = (
+            measure.prepare(center(jax.random.normal(key, shape)), datapoints)
+            for key, shape in zip(jax.random.split(key), shapes, strict=True)
+        )
+        return measure.compare(*layers)[0]
 
     return jax.lax.map(draw, jax.random.split(key, repeats))

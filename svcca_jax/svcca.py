@@ -4,12 +4,13 @@ import dataclasses
 import functools
 
 import jax
-from jaxtyping import Array, Bool, Float, Inexact, Int
+from jaxtyping import Array, Float, Inexact, Int
 from numpy.typing import ArrayLike
 
 from svcca_jax.cca import CCA, correlate, correlate_kept, from_moments
 from svcca_jax.checks import as_pair, check_mask
 from svcca_jax.keep import Keep, VarianceFraction
+from svcca_jax.linalg import center, count_datapoints
 from svcca_jax.measure import Both
 from svcca_jax.moments import Moments
 from svcca_jax.spectrum import (
@@ -56,8 +57,9 @@ def svcca(
 
 @functools.partial(jax.jit, static_argnames=("keep", "fast"))
 def _svcca(x: Array, y: Array, mask: Array | None, *, keep: Keep, fast: bool) -> CCA:
-    layer_x = find_spectrum(x, mask, keep=keep, fast=fast)
-    layer_y = find_spectrum(y, mask, keep=keep, fast=fast)
+    datapoints = count_datapoints(x, mask)
+    layer_x = find_spectrum(center(x, mask), datapoints, keep=keep, fast=fast)
+    layer_y = find_spectrum(center(y, mask), datapoints, keep=keep, fast=fast)
     return correlate(layer_x, layer_y, overlap(layer_x, layer_y))
 
 
@@ -87,11 +89,11 @@ class MeanSVCCA:
 
     def prepare(
         self,
-        x: Inexact[Array, "datapoints neurons"],
-        mask: Bool[Array, " datapoints"] | None,
+        centered: Inexact[Array, "datapoints neurons"],
+        datapoints: Int[Array, ""],
     ) -> Spectrum:
         """Decomposes one layer and cuts it."""
-        return find_spectrum(x, mask, keep=self.keep, fast=self.fast)
+        return find_spectrum(centered, datapoints, keep=self.keep, fast=self.fast)
 
     def prepare_moments(
         self, comoment: Float[Array, "neurons neurons"], datapoints: Int[Array, ""]

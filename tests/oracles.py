@@ -133,3 +133,50 @@ def cca_by_qr(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         cut = max(layer.shape) * np.finfo(np.float64).eps * values[0]
         bases.append(left[:, values > cut])
     return np.clip(np.linalg.svd(bases[0].T @ bases[1], compute_uv=False), 0, 1)
+
+
+def centered(x: np.ndarray) -> np.ndarray:
+    """Activations in float64 less their mean over the datapoints."""
+    x = x.astype(np.float64)
+    return x - x.mean(axis=0)
+
+
+def pwcca_by_definition(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """PWCCA weighted by x and by y, for layers of full rank."""
+    x, y = centered(x), centered(y)
+    basis_x, basis_y = (np.linalg.qr(layer)[0] for layer in (x, y))
+    left, values, right = np.linalg.svd(basis_x.T @ basis_y, full_matrices=False)
+    found = []
+    for layer, variates in ((x, basis_x @ left), (y, basis_y @ right.T)):
+        weights = np.abs(variates.T @ layer).sum(axis=1)
+        found.append(float((weights * values).sum() / weights.sum()))
+    return found[0], found[1]
+
+
+def cka_by_kernels(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Linear CKA and its debiased form from the kernels of all pairs of datapoints."""
+    x, y = centered(x), centered(y)
+    kernels = [layer @ layer.T for layer in (x, y)]
+    biased = [(a * b).sum() for a, b in _pairs_of(kernels)]
+    count = len(x)
+    ones = np.ones(count)
+    hollow = [kernel - np.diag(np.diag(kernel)) for kernel in kernels]
+    unbiased = []
+    for a, b in _pairs_of(hollow):
+        spread = (ones @ a @ ones) * (ones @ b @ ones) / ((count - 1) * (count - 2))
+        mixed = 2 * (ones @ a @ b @ ones) / (count - 2)
+        unbiased.append(np.trace(a @ b) + spread - mixed)
+    return tuple(float(xy / np.sqrt(xx * yy)) for xx, xy, yy in (biased, unbiased))
+
+
+def _pairs_of(two: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(two[0], two[0]), (two[0], two[1]), (two[1], two[1])]
+
+
+def procrustes_by_rotation(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Squared distance after the best rotation, and the cosine there; equal widths."""
+    x, y = centered(x), centered(y)
+    left, _, right = np.linalg.svd(y.T @ x)
+    rotated = y @ left @ right
+    cosine = (x * rotated).sum() / np.linalg.norm(x) / np.linalg.norm(y)
+    return float(((x - rotated) ** 2).sum()), float(cosine)

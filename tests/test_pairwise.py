@@ -145,7 +145,7 @@ def test_errors_name_the_layer(rng):
     with pytest.raises(ValueError, match=r"60 datapoints and layer 1 has 59"):
         sv.pairwise([layers[0], layers[1][:59]])
     layers[2][5, 1] = np.inf
-    with pytest.raises(ValueError, match=r"layer 2 holds 1 .*'datapoints': 5"):
+    with pytest.raises(ValueError, match=r"layer 2 holds 1 .*datapoints=5"):
         sv.pairwise(layers)
     with pytest.raises(ValueError, match="checkpoint 0 has 2 layers"):
         sv.over_checkpoints([layers[:2]], layers[:1])
