@@ -200,6 +200,11 @@ class Backbone(nn.Module):
                 f"features have {features.shape[-1]} channels but the network takes "
                 f"{size.in_channels}"
             )
+        if features.shape[0] != levels[0].coords.shape[0]:
+            raise ValueError(
+                f"features have {features.shape[0]} rows but the finest level has room "
+                f"for {levels[0].coords.shape[0]} voxels: see `pad_features`"
+            )
         if len(levels) != size.num_levels:
             raise ValueError(
                 f"the batch has {len(levels)} levels but the network needs "

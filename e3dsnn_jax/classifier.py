@@ -27,7 +27,7 @@ class Classifier(nn.Module):
     batch_axis: str | None = None
     """Mesh axis over which BatchNorm statistics are global; None on one device."""
     compute_dtype: str = "float32"
-    """Precision of the convolutions' inputs and weights; sums stay in float32."""
+    """Type of the convolutions' inputs, weights and outputs; they sum in float32."""
 
     @nn.compact
     def __call__(
@@ -61,5 +61,10 @@ class Classifier(nn.Module):
         membrane, activations = backbone(features, levels, train=train)
         readout = jnp.mean(membrane, axis=1)
         pooled = cloud_mean(readout, levels[-1].coords, num_clouds=num_clouds)
-        head = nn.Dense(self.num_classes, kernel_init=submanifold_init, name="head")
+        head = nn.Dense(
+            self.num_classes,
+            kernel_init=submanifold_init,
+            precision="highest",
+            name="head",
+        )
         return head(pooled), activations | {"pooled": pooled}

@@ -31,7 +31,8 @@ class EvaluateOptions:
     split: Literal["test", "train"] = "test"
     """Part of `data` to evaluate on."""
     checkpoint: Literal["last", "best"] = "last"
-    """The run's latest checkpoint or its most accurate one."""
+    """The run's latest checkpoint, or the most accurate one on the split that the run
+    was evaluated on, which flatters its accuracy there."""
     votes: int | None = None
     """Random voxelisations that are averaged; the run's own number if omitted."""
     voxel_size: float = 0.01
@@ -54,7 +55,8 @@ class PredictOptions:
     top: int = 5
     """Classes to print."""
     checkpoint: Literal["last", "best"] = "last"
-    """The run's latest checkpoint or its most accurate one."""
+    """The run's latest checkpoint, or the most accurate one on the split that the run
+    was evaluated on, which flatters its accuracy there."""
     votes: int | None = None
     """Random voxelisations that are averaged; the run's own number if omitted."""
     voxel_size: float = 0.01
@@ -70,7 +72,8 @@ class ConvertOptions:
     destination: Positional[Path]
     """File to write; its ending says in which layout."""
     checkpoint: Literal["last", "best"] = "last"
-    """The run's latest checkpoint or its most accurate one."""
+    """The run's latest checkpoint, or the most accurate one on the split that the run
+    was evaluated on, which flatters its accuracy there."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -177,6 +180,7 @@ def _evaluate(words: Sequence[str]) -> None:
             class_names=dataset.class_names,
             voxel_size=options.voxel_size,
         )
+        print(network.report, file=sys.stderr)
         out = options.weights.with_name(f"{options.weights.stem}_evaluation")
     else:
         network = load_run(options.run, which=options.checkpoint)
@@ -225,6 +229,8 @@ def _predict(words: Sequence[str]) -> None:
     predictor = load(
         options.run, which=options.checkpoint, voxel_size=options.voxel_size
     )
+    if predictor.network.report is not None:
+        print(predictor.network.report, file=sys.stderr)
     prediction = predictor.predict_clouds([cloud], votes=options.votes)[0]
     for name, probability in prediction.top(options.top):
         print(f"{probability:6.1%}  {name}")
@@ -238,11 +244,24 @@ def _convert(words: Sequence[str]) -> None:
     if not options.source.is_dir():
         print(interop.convert(options.source, options.destination))
         return
+    from e3dsnn_jax.spike import Neuron
     from e3dsnn_jax.training.saved import load_run
 
     network = load_run(options.source, which=options.checkpoint)
     interop.write_weights(network.variables, options.destination)
     print(f"{options.destination}: step {network.step} of {options.source}")
+    neuron, voxel_size = network.model.neuron, network.data.voxel_size
+    print(
+        f"The file does not hold its voxel size, {voxel_size:g} here, nor its neurons.",
+        file=sys.stderr,
+    )
+    if neuron != Neuron():
+        print(
+            f"Warning: this network has {neuron}; whoever loads the file gets the "
+            "published neurons unless they are given: "
+            "e3dsnn_jax.load(file, neuron=...)",
+            file=sys.stderr,
+        )
 
 
 def _show_progress(done: int, total: int) -> None:

@@ -4,7 +4,6 @@
 `export_state` are the same for a state dict that is already in memory.
 """
 
-import os
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -32,6 +31,7 @@ from e3dsnn_jax.published import (
     from_spconv1,
     load_published,
 )
+from e3dsnn_jax.whole_file import whole_file
 
 _COUNTER = "num_batches_tracked"
 _SHOWN = 6
@@ -255,10 +255,15 @@ def read_weights(path: str | Path) -> dict[str, Any]:
       FileNotFoundError: If there is no such file.
       ValueError: If the file cannot be read or does not hold one whole classifier.
     """
-    return _read(Path(path))[0]
+    return import_weights(path)[0]
 
 
-def _read(path: Path) -> tuple[dict[str, Any], ImportReport]:
+def import_weights(path: str | Path) -> tuple[dict[str, Any], ImportReport]:
+    """Returns the variables in a weights file, and the report of what matched.
+
+    Errors are those of `read_weights`.
+    """
+    path = Path(path)
     if _suffix(path) == ".pth":
         return import_published(path)
     try:
@@ -294,15 +299,8 @@ def write_weights(variables: Variables, path: str | Path) -> None:
     architecture_of(variables)
     flat = flatten_variables(variables)
     flat = {name: np.asarray(array, np.float32) for name, array in flat.items()}
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            np.savez(file, **flat)  # pyright: ignore[reportArgumentType]
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, **flat)  # pyright: ignore[reportArgumentType]
 
 
 def convert(source: str | Path, destination: str | Path) -> ImportReport:
@@ -319,7 +317,7 @@ def convert(source: str | Path, destination: str | Path) -> ImportReport:
     _suffix(destination)
     if source.resolve() == destination.resolve():
         raise ValueError(f"{source}: would be overwritten; name another destination")
-    variables, report = _read(source)
+    variables, report = import_weights(source)
     write_weights(variables, destination)
     return report
 

@@ -232,6 +232,21 @@ def _translate(
     return results
 
 
+def check_submanifold(kernel: Kernel) -> None:
+    """Rejects a kernel that a submanifold convolution cannot have.
+
+    Raises:
+      ValueError: On an even size, a stride or padding.
+    """
+    if any(size % 2 == 0 for size in kernel.size):
+        raise ValueError(f"a submanifold kernel needs odd sizes, got {kernel.size}")
+    if set(kernel.stride) != {1} or set(kernel.padding) != {0}:
+        raise ValueError(
+            "a submanifold kernel has stride 1 and padding 0, got "
+            f"stride={kernel.stride} padding={kernel.padding}"
+        )
+
+
 def submanifold_pairs(
     coords: Int[np.ndarray, "voxels axes"], kernel: Kernel, *, check: bool = True
 ) -> Pairs:
@@ -253,13 +268,7 @@ def submanifold_pairs(
 
     Source: submanifold sparse convolution, `SubMConv3d` of the published stack.
     """
-    if any(size % 2 == 0 for size in kernel.size):
-        raise ValueError(f"a submanifold kernel needs odd sizes, got {kernel.size}")
-    if set(kernel.stride) != {1} or set(kernel.padding) != {0}:
-        raise ValueError(
-            "a submanifold kernel has stride 1 and padding 0, got "
-            f"stride={kernel.stride} padding={kernel.padding}"
-        )
+    check_submanifold(kernel)
     if check:
         check_coords(coords, "submanifold input")
     middle = kernel.num_offsets // 2

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
-from e3dsnn_jax.kernel_map import Kernel, KernelMap
+from e3dsnn_jax.kernel_map import Kernel, KernelMap, check_submanifold
 from e3dsnn_jax.pooling import voxel_mask
 from e3dsnn_jax.pyramid import DOWN, SUBMANIFOLD, Capacity, Level, MapCapacity
 
@@ -25,14 +25,13 @@ def build_submanifold_map(
 
     Args:
       coords: Sorted unique coordinates; padding rows of -1 last.
-      kernel: Odd sizes.
+      kernel: Odd sizes, stride 1, no padding.
       capacity: Static shape of the map.
 
     Raises:
-      ValueError: If a kernel size is even (when traced).
+      ValueError: If the kernel is another, when traced.
     """
-    if any(size % 2 == 0 for size in kernel.size):
-        raise ValueError(f"a submanifold kernel needs odd sizes, got {kernel.size}")
+    check_submanifold(kernel)
     taps = np.array(kernel.offsets()) - np.array(kernel.size) // 2
     shifts = np.pad(taps * np.array(kernel.dilation), ((0, 0), (1, 0)))
     real = voxel_mask(coords)

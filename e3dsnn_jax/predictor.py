@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from e3dsnn_jax.data.clouds import PointCloud
+from e3dsnn_jax.data.clouds import PointCloud, check_cloud, unit_normals
 from e3dsnn_jax.data.loader import voxelize_cloud
 from e3dsnn_jax.data.sampling import thin_out
 from e3dsnn_jax.pyramid import (
@@ -26,6 +26,7 @@ from e3dsnn_jax.pyramid import (
     fits,
     pack_levels,
 )
+from e3dsnn_jax.spike import Neuron
 from e3dsnn_jax.training.checkpoints import Which
 from e3dsnn_jax.training.saved import (
     PUBLISHED_VOXEL_SIZE,
@@ -33,7 +34,7 @@ from e3dsnn_jax.training.saved import (
     load_run,
     load_weights,
 )
-from e3dsnn_jax.voxels import VoxelCloud, join_clouds
+from e3dsnn_jax.voxels import VoxelCloud, join_clouds, pad_features
 
 MAX_CLOUDS = 16
 """Clouds that go through the network together, a power of two."""
@@ -94,12 +95,15 @@ class Predictor:
           votes: Random voxelisations that are averaged; as trained if omitted.
 
         Raises:
-          ValueError: On an empty cloud, a number that is not finite, or missing
-            normals.
+          ValueError: On an empty cloud, a number that is not finite, missing normals
+            or normals that are not of length 1.
         """
         points = np.asarray(points, np.float32)
         normals = None if normals is None else np.asarray(normals, np.float32)
         cloud = PointCloud(points, normals, -1, "the cloud")
+        check_cloud(cloud)
+        if normals is not None:
+            cloud = cloud._replace(normals=unit_normals(normals, cloud.name))
         return self.predict_clouds([cloud], votes=votes)[0]
 
     def predict_clouds(
@@ -117,6 +121,8 @@ class Predictor:
         votes = self.network.votes if votes is None else votes
         if votes < 1:
             raise ValueError(f"votes must be 1 or more, got {votes}")
+        for cloud in clouds:
+            check_cloud(cloud)
         data = self.network.data
         thinned = [thin_out(cloud, data.points_per_cloud) for cloud in clouds]
         summed = np.zeros((len(clouds), len(self.class_names)))
@@ -160,15 +166,20 @@ class Predictor:
             capacity = fit_capacity([found], slack=1.5)
             known.append(capacity)
             known.sort(key=lambda shape: shape[0].voxels)
-        features = np.zeros((capacity[0].voxels, rows.shape[1]), np.float32)
-        features[: len(rows)] = rows
+        features = pad_features(rows, rows=capacity[0].voxels)
         probabilities = self._run(
             self._variables,
             features,
             pack_levels(found, capacity),
             num_clouds=num_clouds,
         )
-        return np.asarray(probabilities)[: len(voxels)]
+        found_probabilities = np.asarray(probabilities)[: len(voxels)]
+        if not np.isfinite(found_probabilities).all():
+            raise ValueError(
+                f"{self.network.source} answers with numbers that are not finite: its "
+                "weights are broken or its training has diverged"
+            )
+        return found_probabilities
 
 
 def _probabilities(
@@ -186,6 +197,7 @@ def load(
     which: Which = "last",
     class_names: tuple[str, ...] | None = None,
     voxel_size: float = PUBLISHED_VOXEL_SIZE,
+    neuron: Neuron | None = None,
 ) -> Predictor:
     """Returns the network of a run folder, or of a weights file, as a function.
 
@@ -194,6 +206,7 @@ def load(
       which: For a run: the latest checkpoint, or the most accurate one.
       class_names: For a weights file: its classes; numbered if omitted.
       voxel_size: For a weights file: the edge of a voxel it was trained with.
+      neuron: For a weights file: its neurons; the published ones if omitted.
 
     Raises:
       ValueError: If the source cannot be read; the message says why.
@@ -201,7 +214,9 @@ def load(
     """
     path = Path(source)
     if path.suffix in (".pth", ".npz"):
-        network = load_weights(path, class_names=class_names, voxel_size=voxel_size)
+        network = load_weights(
+            path, class_names=class_names, voxel_size=voxel_size, neuron=neuron
+        )
     else:
         network = load_run(path, which=which)
     return Predictor(network)

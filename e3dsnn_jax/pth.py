@@ -9,7 +9,6 @@ is checked against the bytes that are there before an array is made.
 Source: the file format of `torch.serialization` (format version 1, zip archives).
 """
 
-import os
 import reprlib
 import struct
 import zipfile
@@ -28,6 +27,7 @@ from e3dsnn_jax.plain_pickle import (
     read_plain_pickle,
     write_plain_pickle,
 )
+from e3dsnn_jax.whole_file import whole_file
 
 # The storage class that torch names for each element type, and what it holds.
 _STORAGES = {
@@ -345,26 +345,22 @@ def write_pth(content: Any, path: str | Path) -> None:
         plain form for; the message says where in `content`.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     storages: list[bytes] = []
     try:
         described = _describe(content, storages, where="content")
         program = write_plain_pickle(described, where="content")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
-            # ZipInfo, not a name: its date is fixed, so equal content is equal bytes.
-            archive.writestr(zipfile.ZipInfo(f"{_ROOT}/data.pkl"), program)
-            archive.writestr(zipfile.ZipInfo(f"{_ROOT}/byteorder"), b"little")
-            for key, raw in enumerate(storages):
-                archive.writestr(zipfile.ZipInfo(f"{_ROOT}/data/{key}"), raw)
-            archive.writestr(zipfile.ZipInfo(f"{_ROOT}/version"), b"3\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with (
+        whole_file(path) as unfinished,
+        zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        # ZipInfo, not a name: its date is fixed, so equal content is equal bytes.
+        archive.writestr(zipfile.ZipInfo(f"{_ROOT}/data.pkl"), program)
+        archive.writestr(zipfile.ZipInfo(f"{_ROOT}/byteorder"), b"little")
+        for key, raw in enumerate(storages):
+            archive.writestr(zipfile.ZipInfo(f"{_ROOT}/data/{key}"), raw)
+        archive.writestr(zipfile.ZipInfo(f"{_ROOT}/version"), b"3\n")
 
 
 def _describe(value: Any, storages: list[bytes], *, where: str) -> Any:

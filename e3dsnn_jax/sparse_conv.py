@@ -23,6 +23,9 @@ from e3dsnn_jax.kernel_map import KernelMap
 # Below this many input channels an elementwise product beats a matrix product on CPU.
 _ELEMENTWISE_CHANNELS = 8
 
+# What a NaN is while spikes travel as int8, which has none: it must reach the output.
+_NAN_SPIKE = -128
+
 
 class _Static(NamedTuple):
     """What a convolution knows before it is traced (hashable)."""
@@ -55,9 +58,10 @@ def sparse_conv(
         nothing may be computed on a truncated map.
       num_out: Row capacity of the output.
       integer_inputs: Inputs are whole numbers 0..127 (spikes): they travel as int8,
-        exactly and four times smaller.
+        exactly and four times smaller. A NaN among them stays one.
       input_gradient: Whether the derivative by `inputs` is wanted; without it (the
-        network's first layer) the backward pass is cheaper and that gradient is 0.
+        network's first layer) the backward pass is cheaper and that gradient is 0,
+        without a warning: do not differentiate by `inputs` then.
 
     Returns:
       The output rows, accumulated in float32 and returned in the dtype of `kernel`.
@@ -93,7 +97,10 @@ def _conv(static, inputs, kernel, kernel_map) -> Any:
 
 
 def _forward(static, inputs, kernel, kernel_map):
-    rows = _with_padding_row(inputs, jnp.int8 if static.integer_inputs else None)
+    rows = inputs
+    if static.integer_inputs:
+        rows = jnp.where(jnp.isnan(inputs), _NAN_SPIKE, inputs).astype(jnp.int8)
+    rows = _with_padding_row(rows)
     outputs = jax.lax.platform_dependent(
         rows,
         kernel,
@@ -126,15 +133,18 @@ def _backward(static, residuals, cotangent):
 _conv.defvjp(_forward, _backward)
 
 
-def _with_padding_row(rows, dtype=None):
+def _with_padding_row(rows):
     """Adds the row that "no pair" entries read, so that no gather needs a mask."""
-    rows = rows if dtype is None else rows.astype(dtype)
     return jnp.pad(rows, ((0, 1), (0, 0), (0, 0)))
 
 
 def _gather(rows, index, dtype):
+    """Rows of every pair as `[..., pairs * time, channels]`, as real numbers."""
     taken = rows.at[index].get(mode="promise_in_bounds")
-    return taken.reshape(-1, rows.shape[-1]).astype(dtype)
+    taken = taken.reshape(*index.shape[:-1], -1, rows.shape[-1])
+    if rows.dtype != jnp.int8:
+        return taken.astype(dtype)
+    return jnp.where(taken == _NAN_SPIKE, jnp.nan, taken.astype(dtype))
 
 
 def _product(left, right):
@@ -142,7 +152,17 @@ def _product(left, right):
     if left.shape[-1] <= _ELEMENTWISE_CHANNELS:
         terms = left[:, :, None].astype(jnp.float32) * right[None].astype(jnp.float32)
         return jnp.sum(terms, axis=1)
-    return jnp.dot(left, right, preferred_element_type=jnp.float32)
+    return _dot(left, right)
+
+
+def _dot(left, right):
+    """Matrix products, summed in float32."""
+    # Accelerators would round float32 operands to fewer digits unless asked not to;
+    # who wants that asks for bfloat16.
+    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+    return jnp.matmul(
+        left, right, precision=precision, preferred_element_type=jnp.float32
+    )
 
 
 def _start(kernel_map, shape):
@@ -175,7 +195,7 @@ def _backward_blocks(rows, kernel, kernel_map, cotangent, *, input_gradient):
         senders, offset = kernel_map.senders[index], kernel_map.offset[index]
         taken = _gather(rows, senders, kernel.dtype)
         given = _gather(cotangent, kernel_map.receivers[index], cotangent.dtype)
-        d_matrix = jnp.dot(taken.T, given, preferred_element_type=jnp.float32)
+        d_matrix = _dot(taken.T, given)
         d_kernel = d_kernel.at[offset].add(d_matrix, mode="promise_in_bounds")
         if input_gradient:
             messages = _product(given, kernel[offset].T)
@@ -195,12 +215,6 @@ def _backward_blocks(rows, kernel, kernel_map, cotangent, *, input_gradient):
     return d_inputs[:-1], d_kernel
 
 
-def _take_blocks(rows, index):
-    """Rows of every pair as `[blocks, pairs * time, channels]`."""
-    taken = rows.at[index].get(mode="promise_in_bounds")
-    return taken.reshape(index.shape[0], -1, rows.shape[-1])
-
-
 def _sum_to_rows(messages, index, num_rows):
     """Segment-sum of `[blocks, pairs * time, channels]` to their rows."""
     flat = messages.reshape(index.size, -1, messages.shape[-1])
@@ -208,23 +222,16 @@ def _sum_to_rows(messages, index, num_rows):
 
 
 def _forward_batched(rows, kernel, kernel_map, *, num_out):
-    taken = _take_blocks(rows, kernel_map.senders).astype(kernel.dtype)
-    messages = jnp.einsum(
-        "bpi,bio->bpo",
-        taken,
-        kernel[kernel_map.offset],
-        preferred_element_type=jnp.float32,
-    )
+    taken = _gather(rows, kernel_map.senders, kernel.dtype)
+    messages = _dot(taken, kernel[kernel_map.offset])
     outputs = _sum_to_rows(messages, kernel_map.receivers, num_out)
     return outputs + _start(kernel_map, (1, 1, 1))
 
 
 def _backward_batched(rows, kernel, kernel_map, cotangent, *, input_gradient):
-    taken = _take_blocks(rows, kernel_map.senders).astype(kernel.dtype)
-    given = _take_blocks(cotangent, kernel_map.receivers)
-    per_block = jnp.einsum(
-        "bpi,bpo->bio", taken, given, preferred_element_type=jnp.float32
-    )
+    taken = _gather(rows, kernel_map.senders, kernel.dtype)
+    given = _gather(cotangent, kernel_map.receivers, cotangent.dtype)
+    per_block = _dot(taken.mT, given)
     d_kernel = jraph.segment_sum(
         per_block, kernel_map.offset, num_segments=kernel.shape[0]
     )
@@ -232,11 +239,6 @@ def _backward_batched(rows, kernel, kernel_map, cotangent, *, input_gradient):
     num_in, time, c_in = rows.shape
     if not input_gradient:
         return jnp.zeros((num_in - 1, time, c_in)), d_kernel + poison
-    messages = jnp.einsum(
-        "bpo,bio->bpi",
-        given,
-        kernel[kernel_map.offset],
-        preferred_element_type=jnp.float32,
-    )
+    messages = _dot(given, kernel[kernel_map.offset].mT)
     d_inputs = _sum_to_rows(messages, kernel_map.senders, num_in)[:-1]
     return d_inputs + poison, d_kernel + poison

@@ -141,3 +141,22 @@ def join_clouds(
     coords = np.concatenate([cloud.coords for cloud in clouds])
     features = np.concatenate([cloud.features for cloud in clouds])
     return np.column_stack([batch, coords]).astype(np.int32), features
+
+
+def pad_features(
+    features: Float[np.ndarray, "voxels channels"], *, rows: int
+) -> Float[np.ndarray, "{rows} channels"]:
+    """Features with rows of zeros after them, as many as a level has room for.
+
+    Args:
+      features: Features of the voxels.
+      rows: Row capacity, `levels[0].coords.shape[0]` of a pyramid.
+
+    Raises:
+      ValueError: If there are more voxels than rows.
+    """
+    if len(features) > rows:
+        raise ValueError(f"{len(features)} voxels do not fit into {rows} rows")
+    padded = np.zeros((rows, features.shape[1]), features.dtype)
+    padded[: len(features)] = features
+    return padded

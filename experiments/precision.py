@@ -3,15 +3,17 @@
     python -m experiments.precision RUN [--data DIR]
 
 runs the network of a training run over its test split with float32 and with bfloat16
-convolutions (inputs and weights; sums and everything else stay float32), on the same
-voxels. Spikes 0..4 are exact in bfloat16, the weights are not: a membrane near a
-threshold may fall to the other side. Printed for every spiking layer: the share of its
-spikes that differ, and then accuracy and changed predictions.
+convolutions on the same voxels: their inputs, weights and outputs are bfloat16, their
+sums and everything else float32. Spikes 0..4 are exact in bfloat16, weights and outputs
+are not: a membrane near a threshold may fall to the other side. Printed for every
+spiking layer: the share of its spikes that differ, and then accuracy and changed
+predictions.
 
 The last line of stdout is a JSON object with flipped (share over all layers), accuracy
 of both, changed (clouds whose prediction differs), clouds and layers.
 """
 
+import dataclasses
 import functools
 import json
 import sys
@@ -27,8 +29,8 @@ from jaxtyping import Array, Float, Int
 from e3dsnn_jax.classifier import Classifier
 from e3dsnn_jax.cli import report_errors
 from e3dsnn_jax.data.loader import BatchLayout, ShapeBatch, iterate
-from e3dsnn_jax.data.open import open_dataset
 from e3dsnn_jax.pooling import voxel_mask
+from e3dsnn_jax.training.datasets import open_evaluation
 from e3dsnn_jax.training.evaluate import make_evaluation_source
 from e3dsnn_jax.training.metrics import spike_level
 from e3dsnn_jax.training.saved import load_run
@@ -41,7 +43,7 @@ class Precision:
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
     data: Path | None = None
-    """Data whose test split is used; that of the run if omitted."""
+    """Data whose test split is used; what the run was evaluated on if omitted."""
 
 
 class Comparison(NamedTuple):
@@ -81,7 +83,10 @@ def compare(model: Classifier, variables: dict, batch: ShapeBatch) -> Comparison
 def run(options: Precision) -> None:
     """Compares over the test split and prints the table and the JSON line."""
     network = load_run(options.run)
-    dataset = open_dataset(options.data or network.data.path, "test")
+    config = network.data
+    if options.data is not None:
+        config = dataclasses.replace(config, path=options.data, hold_out=None)
+    dataset = open_evaluation(config, network.class_names)
     layout = BatchLayout(
         batch_size=network.batch_size,
         num_devices=1,

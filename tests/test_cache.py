@@ -230,7 +230,7 @@ def test_a_full_disk_leaves_nothing_behind(source, user_cache, monkeypatch, caps
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("e3dsnn_jax.data.packed.os.replace", full)
+    monkeypatch.setattr("e3dsnn_jax.whole_file.os.replace", full)
     same(all_clouds(cached(source)), direct(source))
     assert "No space left on device" in capsys.readouterr().err
     assert list((source.root / ".e3dsnn_cache").iterdir()) == []

@@ -189,6 +189,17 @@ def test_reading_variables_passes_over_a_broken_checkpoint_and_changes_nothing(
     assert sorted(run.rglob("*")) == before
 
 
+def test_latest_stands_in_for_a_missing_best_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(make_state(1), position(1))
+    assert restore_variables(tmp_path, which="best").step == 1
+    assert "no best checkpoint that can be read: the latest" in capsys.readouterr().err
+    restore_variables(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
 def test_no_checkpoint_can_be_read(run: Path):
     for step in (2, 3):
         damage(run / "checkpoints" / str(step) / "meta" / "metadata", "zeroed")

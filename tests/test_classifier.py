@@ -13,6 +13,7 @@ from e3dsnn_jax.backbone import VARIANTS, Architecture
 from e3dsnn_jax.classifier import Classifier
 from e3dsnn_jax.pyramid import build_pyramid, find_levels, fit_capacity, pack_levels
 from e3dsnn_jax.spike import Neuron
+from e3dsnn_jax.voxels import pad_features
 from tests.clouds_of_voxels import random_coords
 
 TINY = Architecture(3, 4, (4, 6), (1, 2))
@@ -25,7 +26,7 @@ def make_batch(rng, *, clouds=2, slack=1.0, levels=3, channels=3):
     packed = pack_levels(found, fit_capacity([found], slack=slack))
     features = rng.normal(size=(len(coords), channels)).astype(np.float32)
     rows = packed[0].coords.shape[0]
-    padded = np.pad(features, ((0, rows - len(coords)), (0, 0)))
+    padded = pad_features(features, rows=rows)
     return jnp.asarray(padded), packed
 
 
@@ -99,7 +100,7 @@ def test_a_batch_of_two_is_two_batches_of_one(rng):
         cells[:, 0] -= batch[0]
         levels = build_pyramid(cells, num_levels=3)
         rows = levels[0].coords.shape[0]
-        padded = jnp.pad(features[mine], ((0, rows - mine.sum()), (0, 0)))
+        padded = pad_features(features[mine], rows=rows)
         logits.append(run(model, padded, levels, clouds=len(batch))[1][0])
     np.testing.assert_allclose(logits[0], np.concatenate(logits[1:]), atol=1e-5)
 
@@ -164,6 +165,8 @@ def test_wrong_features_and_levels_are_named(rng):
     model = Classifier(TINY, 5)
     with pytest.raises(ValueError, match=r"features have 2 channels but .* takes 3"):
         run(model, features[:, :2], levels)
+    with pytest.raises(ValueError, match=r"features have \d+ rows but .* \d+ voxels"):
+        run(model, features[:-1], levels)
     with pytest.raises(ValueError, match="2 levels but the network needs 3"):
         run(model, features, levels[:2])
     with pytest.raises(ValueError, match="1 entries but stage_depths has 2"):

@@ -1,6 +1,7 @@
 """The command line: answers on stdout, one message and exit code 2 for errors."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,12 +123,27 @@ def test_weights_go_from_the_run_to_a_file_and_are_evaluated(
     path = tmp_path / "network.pth"
     assert main(["convert", str(run), str(path)]) == 0
     assert main(["convert", str(path), str(tmp_path / "network.npz")]) == 0
-    assert "arrays matched" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "arrays matched" in captured.out
+    assert "does not hold its voxel size, 0.4 here" in captured.err
+    assert "Warning" not in captured.err
     assert read_weights(tmp_path / "network.npz").keys() == {"params", "batch_stats"}
     words = ["evaluate", "--weights", str(path), "--voxel-size", "0.4"]
     assert main([*words, "--data", str(run.parent / "data")]) == 0
-    assert "accuracy" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "accuracy" in captured.out
+    assert "arrays matched" in captured.err
     assert (tmp_path / "network_evaluation" / "evaluation.json").exists()
+
+
+def test_a_file_that_cannot_hold_the_neurons_comes_with_a_warning(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = shutil.copytree(run, tmp_path / "run")
+    config = other / "config.json"
+    config.write_text(config.read_text().replace('"levels": 4', '"levels": 2'))
+    assert main(["convert", str(other), str(tmp_path / "network.pth")]) == 0
+    assert "Warning: this network has Neuron(levels=2" in capsys.readouterr().err
 
 
 def test_other_data_are_evaluated_into_a_folder_of_their_own(

@@ -125,6 +125,18 @@ def test_other_classes_are_refused(network: SavedNetwork, dataset: ShapeDataset)
     check_classes(dataset, network.class_names, where="here")
 
 
+def test_broken_weights_and_votes_are_refused(
+    network: SavedNetwork, dataset: ShapeDataset
+):
+    params = dict(network.variables["params"])
+    params["head"] = params["head"] | {"bias": np.full(3, np.nan, np.float32)}
+    broken = network._replace(variables=network.variables | {"params": params})
+    with pytest.raises(ValueError, match="logits of cloud 0 of 6 are not finite"):
+        evaluate_network(broken, dataset)
+    with pytest.raises(ValueError, match="votes must be 1 or more, got 0"):
+        evaluate_network(network, dataset, votes=0)
+
+
 def test_no_clouds(network: SavedNetwork, dataset: ShapeDataset):
     with pytest.raises(ValueError, match="dataset to evaluate has no clouds"):
         evaluate_network(network, CloudSubset(dataset, ()))

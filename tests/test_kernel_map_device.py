@@ -71,6 +71,8 @@ def test_bad_arguments_are_named(rng):
     coords = jax.numpy.asarray(random_coords(rng))
     with pytest.raises(ValueError, match="odd sizes"):
         build_submanifold_map(coords, make_kernel(2), MapCapacity(4, 4))
+    with pytest.raises(ValueError, match=r"stride 1 and padding 0, got stride=\(2,"):
+        build_submanifold_map(coords, make_kernel(3, stride=2), MapCapacity(4, 4))
     capacity = fit_capacity([find_levels(np.asarray(coords), num_levels=1)])
     with pytest.raises(ValueError, match="1 rows but the capacity is"):
         build_pyramid_on_device(coords[:1], capacity=capacity)

@@ -200,8 +200,19 @@ def test_other_configuration_is_refused(whole: TrainResult, folder: Path):
     assert "voxel_size" not in message
 
 
-def test_loss_that_is_not_finite_stops_the_run(
-    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("loss", r"loss of step 1 is nan and .*: lower the learning"),
+        ("grad_norm", r"the norm of its gradient nan: lower the learning"),
+    ],
+)
+def test_step_that_is_not_finite_stops_the_run(
+    folder: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    field: str,
+    message: str,
 ):
     make_train_step = loop.make_setup
 
@@ -210,16 +221,25 @@ def test_loss_that_is_not_finite_stops_the_run(
 
         def step(state, batch):
             state, metrics = setup.train_step(state, batch)
-            return state, metrics._replace(loss=jnp.float32(jnp.nan))
+            return state, metrics._replace(**{field: jnp.float32(jnp.nan)})
 
         return setup._replace(train_step=step), state
 
     monkeypatch.setattr(loop, "make_setup", make_broken)
-    with pytest.raises(
-        TrainingError, match=r"loss of step 1 is nan: lower the learning"
-    ):
-        train(tiny_config(folder, run="broken"))
-    assert not list((folder / "broken" / "checkpoints").glob("*"))
+    run = f"broken_{field}"
+    with pytest.raises(TrainingError, match=message):
+        train(tiny_config(folder, run=run))
+    assert not list((folder / run / "checkpoints").glob("*"))
+
+
+def test_checkpoint_beyond_the_end_of_the_run_is_refused(
+    whole: TrainResult, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(whole.run, folder / "longer")
+    config = folder / "longer" / "config.json"
+    config.write_text(config.read_text().replace('"epochs": 2', '"epochs": 1'))
+    with pytest.raises(TrainingError, match="is at step 6, but the run has only 3"):
+        train(tiny_config(folder, run="longer", epochs=1))
 
 
 def test_batch_that_does_not_fit_stops_the_run(

@@ -136,10 +136,41 @@ def test_ply_points_without_normals(tmp_path):
     assert cloud.normals is None
 
 
-@pytest.mark.parametrize("keep", [20, 150])
-def test_broken_ply(tmp_path, keep):
-    with pytest.raises(ValueError, match=r"t.ply: cannot be read as ply geometry"):
-        read_points_file(write(tmp_path, "t.ply", TRIANGLE_PLY[:keep]))
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TRIANGLE_PLY[:20], "no ply header"),
+        (TRIANGLE_PLY[:150], "no ply header"),
+        (TRIANGLE_PLY.replace("float x", "real x"), "cannot be read as ply geometry"),
+        (TRIANGLE_PLY.replace("0 1 0\n3", "0 1 0\n4"), "the last face is cut short"),
+    ],
+)
+def test_broken_ply(tmp_path, text, message):
+    with pytest.raises(ValueError, match=f"t.ply: {message}"):
+        read_points_file(write(tmp_path, "t.ply", text))
+
+
+CUTS = ["the file is cut short", "the last face is cut short"]
+
+
+@pytest.mark.parametrize(("lines", "message"), [(-1, CUTS[0]), (None, CUTS[1])])
+def test_truncated_ply_in_text(tmp_path, lines, message):
+    text = "\n".join(TRIANGLE_PLY.rstrip().splitlines()[:lines])
+    text = text if lines else text.rsplit(" ", 1)[0]
+    with pytest.raises(ValueError, match=f"t.ply: .*{message}"):
+        read_points_file(write(tmp_path, "t.ply", text))
+
+
+def test_ply_with_a_broken_header(tmp_path):
+    text = TRIANGLE_PLY.replace("element vertex 3", "element vertex")
+    with pytest.raises(ValueError, match=r"t.ply: an element without a count"):
+        read_points_file(write(tmp_path, "t.ply", text))
+
+
+def test_obj_whose_vertices_are_missing(tmp_path):
+    text = "v 0 0 0\nv 1 0 0\nf 1 2 3\n"
+    with pytest.raises(ValueError, match=r"s.obj: .*cut short"):
+        read_points_file(write(tmp_path, "s.obj", text))
 
 
 def test_obj_with_several_objects(tmp_path):
@@ -187,7 +218,7 @@ def test_text_without_normals(tmp_path):
         (" \n\n", "p.txt: the file is empty"),
         ("x,y,z\n", "p.txt: names of columns, but no points"),
         ("1,2,nan\n1,2,3\n", "p.txt: 1 of 2 points are NaN or infinite"),
-        ("1,2,3,0,0,255\n", "p.txt: the normals have a median length of 255"),
+        ("1,2,3,0,0,255\n", "p.txt: 1 of 1 normals are not of length 1 but 255"),
     ],
 )
 def test_broken_text(tmp_path, text, message):

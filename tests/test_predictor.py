@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import make_data, write_run
@@ -115,8 +116,21 @@ def test_broken_clouds(predictor: Predictor, points: np.ndarray, message: str):
         predictor.predict_clouds([cloud])
 
 
+def test_colours_are_not_taken_for_normals(predictor: Predictor):
+    with pytest.raises(ValueError, match=r"the cloud: 4 of 4 normals are not of len"):
+        predictor(np.zeros((4, 3)), np.full((4, 3), 0.3))
+
+
+def test_broken_weights_are_no_answer(run: Path, clouds: list[PointCloud]):
+    network = load_run(run)
+    broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), network.variables)
+    predictor = Predictor(network._replace(variables=broken))
+    with pytest.raises(ValueError, match="answers with numbers that are not finite"):
+        predictor.predict_clouds(clouds[:1])
+
+
 def test_one_point_is_a_cloud(predictor: Predictor):
-    prediction = predictor(np.zeros((1, 3)), np.ones((1, 3)))
+    prediction = predictor(np.zeros((1, 3)), np.array([[0.0, 0.0, 1.0]]))
     assert np.isfinite(prediction.probabilities).all()
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
@@ -22,7 +23,7 @@ NAMES = ("ball", "box")
 
 def test_new_folder_holds_configuration_and_versions(tmp_path: Path):
     config = TrainConfig(run=tmp_path / "runs" / "one", data=DataConfig(path=tmp_path))
-    assert open_run(config, NAMES) == config
+    assert open_run(config, NAMES, {}) == config
     assert read_config(config.run) == config
     versions = json.loads((config.run / "versions.json").read_text())
     assert versions["backend"] == "cpu"
@@ -33,26 +34,26 @@ def test_new_folder_holds_configuration_and_versions(tmp_path: Path):
 def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     config = TrainConfig(run=Path("run"), data=DataConfig(path=Path("data")))
-    open_run(config, NAMES)
+    open_run(config, NAMES, {})
     stored = read_config(tmp_path / "run")
     assert (stored.run, stored.data.path) == (tmp_path / "run", tmp_path / "data")
 
 
 def test_same_run_opens_again_whatever_does_not_change_it(tmp_path: Path):
     config = TrainConfig(run=tmp_path / "run")
-    open_run(config, NAMES)
+    open_run(config, NAMES, {})
     again = dataclasses.replace(config, keep=5, data=DataConfig(workers=3))
-    assert open_run(again, NAMES) == again
+    assert open_run(again, NAMES, {}) == again
 
 
 def test_other_run_is_refused_with_every_difference(tmp_path: Path):
     config = TrainConfig(run=tmp_path / "run")
-    open_run(config, NAMES)
+    open_run(config, NAMES, {})
     other = dataclasses.replace(
         config, seed=4, recipe=Recipe(epochs=7, label_smoothing=0.0)
     )
     with pytest.raises(RunFolderError) as error:
-        open_run(other, NAMES)
+        open_run(other, NAMES, {})
     message = str(error.value)
     assert message.startswith(f"{config.run} holds a run with another configuration")
     assert "recipe.epochs: 300 there, 7 now" in message
@@ -60,20 +61,33 @@ def test_other_run_is_refused_with_every_difference(tmp_path: Path):
     assert "seed: 0 there, 4 now" in message
     assert "--run" in message
     with pytest.raises(RunFolderError, match=r"2 classes.*the data now have 1"):
-        open_run(config, ("ball",))
+        open_run(config, ("ball",), {})
+
+
+def test_changed_data_are_refused(tmp_path: Path):
+    config = TrainConfig(run=tmp_path / "run")
+    labels = np.array([0, 1, 1])
+    open_run(config, NAMES, {"training": labels})
+    open_run(config, NAMES, {"training": labels.astype(np.int32)})
+    with pytest.raises(RunFolderError, match=r"training data .* has 2 clouds, was 3"):
+        open_run(config, NAMES, {"training": labels[:2]})
+    with pytest.raises(RunFolderError, match="has other labels on its 3 clouds"):
+        open_run(config, NAMES, {"training": labels[::-1]})
+    (config.run / "data.json").unlink()  # as older versions left it
+    open_run(config, NAMES, {"training": labels[:2]})
 
 
 def test_folder_of_something_else_is_refused(tmp_path: Path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(RunFolderError, match=r"is not empty and holds no config.json"):
-        open_run(TrainConfig(run=tmp_path), NAMES)
+        open_run(TrainConfig(run=tmp_path), NAMES, {})
     with pytest.raises(RunFolderError, match="is a file; name a folder"):
-        open_run(TrainConfig(run=tmp_path / "thesis.tex"), NAMES)
+        open_run(TrainConfig(run=tmp_path / "thesis.tex"), NAMES, {})
 
 
 def test_start_that_was_killed_leaves_a_usable_folder(tmp_path: Path):
     (tmp_path / "versions.json").write_text("{}")
-    open_run(TrainConfig(run=tmp_path), NAMES)
+    open_run(TrainConfig(run=tmp_path), NAMES, {})
     assert read_config(tmp_path) == TrainConfig(run=tmp_path)
 
 

@@ -7,6 +7,7 @@ from e3dsnn_jax.voxels import (
     first_point,
     join_clouds,
     mean_point,
+    pad_features,
     random_point,
     voxelize,
 )
@@ -120,3 +121,13 @@ def test_join_rejects_nothing_and_mixed_features(rng):
     six = voxelize(points, np.hstack([points, points]), voxel_size=1.0)
     with pytest.raises(ValueError, match=r"feature channels: \[3, 6\]"):
         join_clouds([three, six])
+
+
+def test_padding_features():
+    features = np.arange(6, dtype=np.float32).reshape(2, 3)
+    padded = pad_features(features, rows=4)
+    np.testing.assert_array_equal(padded[:2], features)
+    np.testing.assert_array_equal(padded[2:], 0)
+    assert padded.dtype == np.float32
+    with pytest.raises(ValueError, match="2 voxels do not fit into 1 rows"):
+        pad_features(features, rows=1)

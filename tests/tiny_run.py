@@ -71,7 +71,7 @@ def same_trees(one: Any, other: Any) -> bool:
 
 def write_run(folder: Path) -> Path:
     """Writes the folder of a run whose network has random variables; trains nothing."""
-    config = open_run(tiny_config(folder, ema_decay=None), CLASS_NAMES)
+    config = open_run(tiny_config(folder, ema_decay=None), CLASS_NAMES, {})
     model = Classifier(ARCHITECTURE, len(CLASS_NAMES))
     coords = np.array([[0, 0, 0, 0]], np.int32)
     levels = build_pyramid(coords, num_levels=ARCHITECTURE.num_levels)

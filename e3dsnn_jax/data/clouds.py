@@ -109,7 +109,7 @@ def unit_normals(
     """Scales normals to length 1, as rounding in files leaves them up to 1 % off.
 
     Rows of zeros stay zeros. Colours that sit where normals are expected are refused
-    rather than scaled: a median length outside [0.5, 2] is not a rounded normal.
+    rather than scaled: if most lengths are off by more than 5 %, it is no rounding.
 
     Args:
       normals: Normals as stored.
@@ -119,14 +119,17 @@ def unit_normals(
       Normals of length 1, float32.
 
     Raises:
-      ValueError: If the median length lies outside [0.5, 2].
+      ValueError: If the length of more than half of the rows that are not zero lies
+        outside [0.95, 1.05].
     """
     lengths = np.linalg.norm(normals, axis=1, keepdims=True)
-    median = float(np.median(lengths)) if len(lengths) else 1.0
-    if not 0.5 <= median <= 2.0 and np.isfinite(lengths).all():
+    given = lengths[lengths > 0]
+    off = int((np.abs(given - 1) > 0.05).sum())
+    if 2 * off > len(given) and np.isfinite(given).all():
         raise ValueError(
-            f"{name}: the normals have a median length of {median:.3g}, expected 1; "
-            "are these columns colours? Drop them if so"
+            f"{name}: {off} of {len(given)} normals are not of length 1 but "
+            f"{np.median(given):.3g} (median); are these columns colours? Drop them if "
+            "so"
         )
     return (normals / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 

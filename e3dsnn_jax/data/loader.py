@@ -28,7 +28,13 @@ from e3dsnn_jax.pyramid import (
     fits,
     pack_levels,
 )
-from e3dsnn_jax.voxels import VoxelCloud, join_clouds, random_point, voxelize
+from e3dsnn_jax.voxels import (
+    VoxelCloud,
+    join_clouds,
+    pad_features,
+    random_point,
+    voxelize,
+)
 
 
 class ShapeBatch(NamedTuple):
@@ -207,15 +213,10 @@ def deal(sizes: list[int], num_hands: int) -> list[list[int]]:
 
 
 def _pack(shards: _Shards, capacity: Capacity, channels: int) -> ShapeBatch:
-    features = np.zeros((len(shards.features), capacity[0].voxels, channels), "f4")
-    levels = []
-    for device, (rows, found) in enumerate(
-        zip(shards.features, shards.levels, strict=True)
-    ):
-        levels.append(pack_levels(found, capacity))
-        features[device, : len(rows)] = rows
+    levels = [pack_levels(found, capacity) for found in shards.levels]
+    features = [pad_features(rows, rows=capacity[0].voxels) for rows in shards.features]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *levels)
-    return ShapeBatch(features, stacked, shards.labels, shards.indices)
+    return ShapeBatch(np.stack(features), stacked, shards.labels, shards.indices)
 
 
 def plan_capacities(

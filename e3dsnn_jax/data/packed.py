@@ -10,17 +10,16 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
-import uuid
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, SupportsIndex
+from typing import BinaryIO, NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from e3dsnn_jax.data.clouds import PointCloud, check_index
+from e3dsnn_jax.whole_file import whole_file
 
 POINTS, NORMALS, INDEX = ".points.npy", ".normals.npy", ".json"
 
@@ -131,8 +130,8 @@ def pack_in_files(
     with contextlib.ExitStack() as stack:
         with _writing():
             stem.parent.mkdir(parents=True, exist_ok=True)
-            points = stack.enter_context(_RowFile(stem, POINTS))
-            normals = stack.enter_context(_RowFile(stem, NORMALS))
+            points = stack.enter_context(_row_file(_path(stem, POINTS)))
+            normals = stack.enter_context(_row_file(_path(stem, NORMALS)))
         for cloud in clouds:
             _append(index, cloud)
             with _writing():
@@ -141,6 +140,7 @@ def pack_in_files(
                     normals.append(cloud.normals)
         with _writing():
             index.checksums.extend([points.finish(), normals.finish()])
+            stack.close()  # the files get their names before the index speaks of them
             _write_index(index, stem)
     return PackedClouds(index, stem)
 
@@ -202,18 +202,11 @@ def _writing():
         raise PackError(str(error)) from error
 
 
-def _temporary(path: Path) -> Path:
-    """A name beside `path` that nobody else uses."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+class _RowFile:
+    """An npy file of float32 rows that grows."""
 
-
-class _RowFile(contextlib.AbstractContextManager):
-    """An npy file of float32 rows that grows; leaving without `finish` discards it."""
-
-    def __init__(self, stem: Path, ending: str):
-        self._path = _path(stem, ending)
-        self._partial = _temporary(self._path)
-        self._file = self._partial.open("xb")
+    def __init__(self, file: BinaryIO):
+        self._file = file
         self._count, self._checksum = 0, 0
         self._header_end = self._write_header()
 
@@ -231,24 +224,20 @@ class _RowFile(contextlib.AbstractContextManager):
         self._checksum = zlib.crc32(data, self._checksum)
 
     def finish(self) -> int:
-        """Gives the file its name; returns the checksum of the rows."""
+        """Writes the final header; returns the checksum of the rows."""
         if self._write_header() != self._header_end:
-            raise OSError(f"the header of {self._partial} outgrew its place")
-        self._file.close()
-        os.replace(self._partial, self._path)
+            raise OSError(f"the header of {self._file.name} outgrew its place")
         return self._checksum
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
+
+@contextlib.contextmanager
+def _row_file(path: Path) -> Iterator[_RowFile]:
+    with whole_file(path) as unfinished, unfinished.open("xb") as file:
+        yield _RowFile(file)
 
 
 def _write_index(index: CloudIndex, stem: Path) -> None:
     body = json.dumps(index._asdict()).encode()
     path = _path(stem, INDEX)
-    partial = _temporary(path)
-    try:
-        partial.write_bytes(b"%d\n" % zlib.crc32(body) + body)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(b"%d\n" % zlib.crc32(body) + body)

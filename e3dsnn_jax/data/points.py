@@ -57,11 +57,11 @@ def read_points_file(
             + ", ".join(POINT_FILE_ENDINGS)
         )
     points = np.ascontiguousarray(points, np.float32)
-    if normals is not None:
-        normals = unit_normals(normals, str(path))
     cloud = PointCloud(points, normals, label, str(path))
     check_cloud(cloud)
-    return cloud
+    if normals is None:
+        return cloud
+    return cloud._replace(normals=unit_normals(normals, cloud.name))
 
 
 def decode(values: np.ndarray, full_scale: int) -> Float[np.ndarray, "*shape"]:
@@ -194,6 +194,8 @@ def _read_mesh(path: Path, mesh_points: int) -> tuple[Rows, Rows | None]:
     kind = path.suffix.lower()[1:]
     if kind == "off":
         content = _check_off(path, content)
+    elif kind == "ply":
+        _check_ply(path, content)
     try:
         # process=False: nothing is merged, so what is counted is what is stored.
         loaded = trimesh.load(io.BytesIO(content), file_type=kind, process=False)
@@ -207,6 +209,13 @@ def _read_mesh(path: Path, mesh_points: int) -> tuple[Rows, Rows | None]:
         raise ValueError(f"{path}: holds neither triangles nor points")
     if not np.isfinite(loaded.vertices).all():
         raise ValueError(f"{path}: some vertices are NaN or infinite")
+    if len(loaded.faces) and not 0 <= loaded.faces.min() <= loaded.faces.max() < len(
+        loaded.vertices
+    ):
+        raise ValueError(
+            f"{path}: a triangle names vertex {loaded.faces.max()} (from 0) of "
+            f"{len(loaded.vertices)} vertices; the file may be cut short, get it again"
+        )
     if not loaded.area > 0:
         raise ValueError(
             f"{path}: its {len(loaded.faces)} triangles have no area to draw points on"
@@ -255,6 +264,31 @@ def _check_off(path: Path, content: bytes) -> bytes:
     if faces and len(last) <= int(last[0]):
         raise ValueError(f"{path}: the last face is cut short, get the file again")
     return b"\n".join(lines)
+
+
+def _check_ply(path: Path, content: bytes) -> None:
+    """Counts the lines of a ply file in text; the parser would take fewer."""
+    head, end, body = content.partition(b"end_header")
+    if not content.startswith(b"ply") or not end:
+        raise ValueError(f"{path}: no ply header that begins with ply and has an end")
+    words = [line.split() for line in head.splitlines()]
+    if [b"format", b"ascii"] not in [line[:2] for line in words]:
+        return  # the parser counts the bytes of binary files
+    try:
+        elements = [int(line[2]) for line in words if line[:1] == [b"element"]]
+    except (IndexError, ValueError):
+        raise ValueError(f"{path}: an element without a count in its header") from None
+    lines = [line for line in body.splitlines() if line.strip()]
+    if len(lines) < sum(elements):
+        raise ValueError(
+            f"{path}: {sum(elements)} elements are announced but only {len(lines)} "
+            "lines follow; the file is cut short, get it again"
+        )
+    kinds = [line[1] for line in words if line[:1] == [b"element"]]
+    if kinds[-1:] == [b"face"] and elements[-1]:
+        last = lines[sum(elements) - 1].split()
+        if not last[0].isdigit() or len(last) <= int(last[0]):
+            raise ValueError(f"{path}: the last face is cut short, get the file again")
 
 
 ARRAY_READERS: dict[str, Callable[[Path], tuple[Rows, Rows | None]]] = {

@@ -172,7 +172,7 @@ def restore_variables(run: Path, *, which: Which = "last") -> Restored:
     """Reads the variables to evaluate, changing nothing in the run folder.
 
     A checkpoint that cannot be read is reported on stderr and the one before it is
-    used; in place of a best one that cannot be read, the latest.
+    used; in place of a best one that is missing or cannot be read, the latest.
 
     Args:
       run: Folder of the run.
@@ -197,6 +197,12 @@ def restore_variables(run: Path, *, which: Which = "last") -> Restored:
                 except Exception as error:
                     _report(step, path, error)
                     continue
+                if which == "best" and folder == LATEST:
+                    print(
+                        f"{run} has no best checkpoint that can be read: the latest, "
+                        f"of step {step}, is used",
+                        file=sys.stderr,
+                    )
                 return Restored(items[name], step)
     what = f"none of {', '.join(tried)} can be read" if tried else "there is none yet"
     raise CheckpointError(f"{run}: no checkpoint to restore: {what}")

@@ -74,7 +74,8 @@ class ModelConfig:
     neuron: Neuron = field(default_factory=Neuron)
     """What turns membranes into spikes."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the convolutions; parameters and statistics stay float32."""
+    """Type of the convolutions' inputs, weights and outputs; parameters, statistics and
+    the sums within a convolution are float32."""
     architecture: Annotated[Architecture | None, tyro.conf.Suppress] = None
     """Layer sizes that replace those of the variant; in_channels must then be 6 with
     normals and 3 without."""

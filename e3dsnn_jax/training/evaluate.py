@@ -109,6 +109,7 @@ def evaluate(
 
     Raises:
       CapacityError: If a batch does not fit the static shapes planned for it.
+      ValueError: If a logit is NaN or infinite.
     """
     classes = len(source.dataset.class_names)
     labels = np.full(len(source.dataset), -1, np.int32)
@@ -120,8 +121,16 @@ def evaluate(
             variables["params"], variables["batch_stats"], shard_batch(batch, mesh)
         )
         real = batch.indices >= 0
+        logits = np.asarray(output.logits)[real]
+        if not np.isfinite(logits).all():
+            bad = batch.indices[real][~np.isfinite(logits).all(axis=1)][0]
+            raise ValueError(
+                f"the logits of cloud {bad} of {len(labels)} are not finite: the "
+                "weights are broken or the training has diverged; evaluate an earlier "
+                "checkpoint, or train with a lower learning rate"
+            )
         labels[batch.indices[real]] = batch.labels[real]
-        summed[batch.indices[real]] += _softmax(np.asarray(output.logits)[real])
+        summed[batch.indices[real]] += _softmax(logits)
         loss += float(output.loss_sum)
         firing = add_firing(firing, output.firing)
         if on_batch is not None:
@@ -239,8 +248,11 @@ def evaluate_network(
 
     Raises:
       ValueError: If the dataset is empty, has other classes or lacks the normals that
-        the network needs.
+        the network needs, if `votes` is below 1, or a logit is not finite.
     """
+    votes = network.votes if votes is None else votes
+    if votes < 1:
+        raise ValueError(f"votes must be 1 or more, got {votes}")
     check_classes(dataset, network.class_names, where="the data")
     devices = choose_devices(network.batch_size)
     layout = BatchLayout(
@@ -254,7 +266,7 @@ def evaluate_network(
     return evaluate(
         make_eval_step(network.model, mesh),
         network.variables,
-        make_evaluation_source(dataset, layout, votes=votes or network.votes),
+        make_evaluation_source(dataset, layout, votes=votes),
         mesh,
         workers=workers,
         on_batch=on_batch,

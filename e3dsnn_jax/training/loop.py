@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from e3dsnn_jax.data.clouds import labels_of
 from e3dsnn_jax.data.loader import ShapeBatch, iterate
 from e3dsnn_jax.pyramid import CapacityError
 from e3dsnn_jax.training.checkpoints import Checkpoints, Position
@@ -64,7 +65,8 @@ def train(config: TrainConfig) -> TrainResult:
 
     Raises:
       Interrupted: After Ctrl-C or SIGTERM, when the state is saved.
-      TrainingError: If the loss is not finite, or a batch needs larger static shapes.
+      TrainingError: If the loss or its gradient is not finite, or a batch needs
+        larger static shapes.
       ValueError: If the configuration or the data cannot be used.
     """
     started, compiled = time.monotonic(), programs_compiled()
@@ -75,13 +77,20 @@ def train(config: TrainConfig) -> TrainResult:
     )
     data = open_data(config.data)
     setup, state = make_setup(config, data)
-    config = open_run(config, data.train.class_names)
+    labels = {"training": labels_of(data.train), "test": labels_of(data.evaluation)}
+    config = open_run(config, data.train.class_names, labels)
     setup = setup._replace(config=config)
     with Checkpoints(config.run, keep=config.keep) as checkpoints:
         position = Position(0, config.seed, setup.mesh.size, [])
         restored = checkpoints.restore(state)
         if restored is not None:
             state, stored = restored
+            if stored.step > setup.total:
+                raise TrainingError(
+                    f"{config.run} is at step {stored.step}, but the run has only "
+                    f"{setup.total} steps: were its files changed? Name another folder "
+                    "with --run"
+                )
             _announce(stored, position)
             position = stored._replace(devices=position.devices)
         state = replicate(state, setup.mesh)
@@ -203,9 +212,11 @@ class _Run:
     def _account(self, step: int, metrics: StepMetrics, bar: tqdm) -> None:
         """Checks the numbers of a step, and logs those of every window of steps."""
         loss = float(metrics.loss)
-        if not math.isfinite(loss):
+        grad_norm = float(metrics.grad_norm)
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise TrainingError(
-                f"the loss of step {step} is {loss}: lower the learning rate "
+                f"the loss of step {step} is {loss} and the norm of its gradient "
+                f"{grad_norm}: lower the learning rate "
                 f"(--recipe.optimizer.learning-rate, now "
                 f"{self.setup.config.recipe.optimizer.learning_rate}), limit the "
                 "gradient (--recipe.clip-norm 1), or train in float32. Nothing was "
@@ -215,7 +226,7 @@ class _Run:
             loss,
             int(metrics.correct),
             int(metrics.clouds),
-            float(metrics.grad_norm),
+            grad_norm,
         ]
         self.window.append(row)
         rows = np.array(self.window)

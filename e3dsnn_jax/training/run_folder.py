@@ -1,9 +1,9 @@
 """The folder of a training run: what it holds, and who may write into it.
 
-`config.json` (the resolved configuration), `class_names.json`, `versions.json`
-(software and hardware), `metrics.jsonl` (one JSON object a line), `tensorboard/` (the
-same numbers as event files), `checkpoints/` and `best/`, and after an evaluation
-`evaluation.json` and `figures/`.
+`config.json` (the resolved configuration), `class_names.json`, `data.json` (how many
+clouds, and of which classes), `versions.json` (software and hardware), `metrics.jsonl`
+(one JSON object a line), `tensorboard/` (the same numbers as event files),
+`checkpoints/` and `best/`, and after an evaluation `evaluation.json` and `figures/`.
 """
 
 import dataclasses
@@ -12,12 +12,15 @@ import json
 import os
 import platform
 import subprocess
+import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 import tensorboardX
+from jaxtyping import Int
 
 from e3dsnn_jax.training.config import FREE_FIELDS, TrainConfig
 from e3dsnn_jax.training.config_json import (
@@ -26,9 +29,10 @@ from e3dsnn_jax.training.config_json import (
     from_json,
     to_json,
 )
+from e3dsnn_jax.whole_file import whole_file
 
 CONFIG, VERSIONS, METRICS = "config.json", "versions.json", "metrics.jsonl"
-CLASS_NAMES = "class_names.json"
+CLASS_NAMES, DATA = "class_names.json", "data.json"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -59,7 +63,7 @@ def check_run(config: TrainConfig) -> TrainConfig:
     if (run / CONFIG).exists():
         _check_same(read_config(run), config)
         return config
-    ours = {VERSIONS, CLASS_NAMES}  # a process that was killed right at the start
+    ours = {VERSIONS, CLASS_NAMES, DATA}  # a process that was killed right at the start
     if run.is_dir() and any(path.name not in ours for path in run.iterdir()):
         raise RunFolderError(
             f"{run} is not empty and holds no {CONFIG}, so it is not the folder of a "
@@ -68,19 +72,31 @@ def check_run(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def open_run(config: TrainConfig, class_names: tuple[str, ...]) -> TrainConfig:
+def open_run(
+    config: TrainConfig,
+    class_names: tuple[str, ...],
+    labels: dict[str, Int[np.ndarray, " clouds"]],
+) -> TrainConfig:
     """Makes the folder of a run, or checks that it holds the same run.
 
     Args:
       config: The run to start or to resume.
       class_names: Classes of its training data.
+      labels: The label of every cloud of each of its datasets, by name.
 
     Returns:
       The configuration with absolute paths.
 
     Raises:
-      RunFolderError: As `check_run`, and if the run there has other classes.
+      RunFolderError: As `check_run`, and if the run there has other classes or clouds.
     """
+    data = {
+        name: {
+            "clouds": len(each),
+            "checksum": zlib.crc32(each.astype("<i4").tobytes()),
+        }
+        for name, each in labels.items()
+    }
     config = check_run(config)
     run = config.run
     if (run / CONFIG).exists():
@@ -91,10 +107,12 @@ def open_run(config: TrainConfig, class_names: tuple[str, ...]) -> TrainConfig:
                 f"the data now have {len(class_names)}: {class_names}. Were they "
                 "changed? Name another folder with --run"
             )
+        _check_data(run, data)
         return config
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / VERSIONS, describe_versions())
     write_json(run / CLASS_NAMES, list(class_names))
+    write_json(run / DATA, data)
     # Last: a folder with a configuration is a run.
     write_json(run / CONFIG, to_json(config))
     return config
@@ -147,11 +165,28 @@ def _check_same(stored: TrainConfig, config: TrainConfig) -> None:
         )
 
 
+def _check_data(run: Path, data: dict[str, dict[str, int]]) -> None:
+    if not (run / DATA).exists():  # runs of versions that did not write it
+        return
+    for name, stored in _read_json(run / DATA).items():
+        now = data[name]
+        if stored != now:
+            change = (
+                f"has {now['clouds']} clouds, was {stored['clouds']}"
+                if stored["clouds"] != now["clouds"]
+                else f"has other labels on its {now['clouds']} clouds"
+            )
+            raise RunFolderError(
+                f"the {name} data of {run} have changed since it started: it {change}. "
+                "A run is resumed on the data it began with; name another folder with "
+                "--run to start on these"
+            )
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def describe_versions() -> dict[str, Any]:
@@ -201,9 +236,8 @@ class MetricsLog:
     def __init__(self, run: Path, *, step: int):
         path = run / METRICS
         kept = [line for line in read_metrics(run) if line["step"] <= step]
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(unfinished, path)
+        with whole_file(path) as unfinished:
+            unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
         self._events = tensorboardX.SummaryWriter(
             str(run / "tensorboard"), purge_step=step + 1 if step else None

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from e3dsnn_jax.classifier import Classifier
-from e3dsnn_jax.interop import read_weights
+from e3dsnn_jax.interop import ImportReport, import_weights
 from e3dsnn_jax.parameter_names import architecture_of
 from e3dsnn_jax.spike import Neuron
 from e3dsnn_jax.training.checkpoints import Which, restore_variables
@@ -31,6 +31,8 @@ class SavedNetwork(NamedTuple):
     batch_size: int
     step: int | None
     """Optimizer updates behind the variables; None if nobody noted them."""
+    report: ImportReport | None = None
+    """For a weights file: what matched in it."""
 
 
 def load_run(run: Path, *, which: Which = "last") -> SavedNetwork:
@@ -85,7 +87,7 @@ def load_weights(
       ValueError: If it is not one whole classifier of 3 or 6 input channels, or the
         names are not as many as its outputs.
     """
-    variables = read_weights(path)
+    variables, report = import_weights(path)
     architecture, num_classes = architecture_of(variables)
     if architecture.in_channels not in (3, 6):
         raise ValueError(
@@ -108,4 +110,5 @@ def load_weights(
         votes=1,
         batch_size=16,
         step=None,
+        report=report,
     )

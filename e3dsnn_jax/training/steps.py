@@ -142,11 +142,6 @@ def _sums(
     )
 
 
-def _global_norm(tree: Any) -> Float32[Array, ""]:
-    squares = [jnp.sum(leaf.astype(jnp.float32) ** 2) for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
-
-
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -267,7 +262,7 @@ def make_train_step(
             loss=sums.loss / clouds,
             correct=sums.correct,
             clouds=sums.clouds,
-            grad_norm=_global_norm(gradient),
+            grad_norm=optax.tree.norm(gradient),
             needed=jax.lax.all_gather(needed, DEVICES),
         )
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics

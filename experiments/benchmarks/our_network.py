@@ -24,7 +24,7 @@ from e3dsnn_jax.training.steps import (
     replicate,
     shard_batch,
 )
-from e3dsnn_jax.voxels import VoxelCloud, join_clouds
+from e3dsnn_jax.voxels import VoxelCloud, join_clouds, pad_features
 from experiments.benchmarks.timing import Cases
 
 NUM_CLASSES = 40
@@ -97,9 +97,8 @@ class Ours:
         """The batch on the host, its maps built anew by one thread a device."""
         with ThreadPoolExecutor(len(self.hands)) as threads:
             found = list(threads.map(self._find, self.hands))
-        features = np.zeros((len(found), self.capacity[0].voxels, 6), np.float32)
-        for rows, (filled, _) in zip(features, found, strict=True):
-            rows[: len(filled)] = filled
+        rows = self.capacity[0].voxels
+        features = np.stack([pad_features(filled, rows=rows) for filled, _ in found])
         packed = [pack_levels(levels, self.capacity) for _, levels in found]
         levels = jax.tree.map(lambda *leaves: np.stack(leaves), *packed)
         indices = np.array(self.hands, np.int32)

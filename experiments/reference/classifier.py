@@ -13,6 +13,7 @@ from e3dsnn_jax.interop import import_state, to_published
 from e3dsnn_jax.parameter_names import architecture_of
 from e3dsnn_jax.published import State
 from e3dsnn_jax.pyramid import DOWN, Level, build_pyramid
+from e3dsnn_jax.voxels import pad_features
 
 # The published classifier makes its grid this much longer than the largest
 # coordinate, so that no voxel is dropped on the way down.
@@ -42,8 +43,7 @@ def compute_classifier(
         coords[order], num_levels=architecture.num_levels, extent=extent
     )
     given = fixture["input/feat"]
-    features = np.zeros((len(levels[0].coords), given.shape[1]), np.float32)
-    features[: len(given)] = given[order]
+    features = pad_features(given[order], rows=len(levels[0].coords))
     inputs = jnp.asarray(features), jax.tree.map(jnp.asarray, levels)
     cotangent = jnp.asarray(fixture["cotangent"])
 
