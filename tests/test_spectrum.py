@@ -84,3 +84,13 @@ def test_a_nan_is_never_taken_for_a_dead_layer(rng, fast):
     x[3, 4] = np.nan
     found = spectrum_of(x, fast=fast)
     assert np.isnan(np.asarray(found.loadings)).any()
+
+
+def test_the_rank_does_not_fall_with_the_number_of_datapoints(rng):
+    x, _ = related(rng)
+    centered = center(jnp.asarray(x))
+    comoment = product(centered.T, centered)
+    for datapoints in (120, 10_000_000):
+        many = jnp.asarray(datapoints)
+        assert find_spectrum_of_covariance(comoment, many).rank == 8
+        assert find_spectrum(centered, many).rank == 8
