@@ -230,8 +230,8 @@ def main() -> None:
     for path in config.cases:
         try:
             line = check_case(path)
-        except ValueError as error:
-            line = {"case": path.stem, "ok": False, "error": str(error), "errors": {}}
+        except (ValueError, KeyError) as error:
+            line = {"case": path.stem, "ok": False, "error": repr(error), "errors": {}}
         print(json.dumps(line), flush=True)
         passed = passed and line["ok"]
     sys.exit(0 if passed else 1)

@@ -172,7 +172,7 @@ def measure_baseline(
       shape_y: Shape of y, [datapoints, neurons_y].
       seed: Seed of the draws.
     """
-    key, *keys = jax.random.split(jax.random.key(seed), 1 + _DRAWS)
+    key, other = jax.random.split(jax.random.key(seed))
     baseline = functools.partial(
         svcca_jax.random_baseline, shape_x=shape_x, shape_y=shape_y, repeats=_DRAWS
     )
@@ -180,12 +180,9 @@ def measure_baseline(
         name: float(baseline(similarity, key=key).mean())
         for name, similarity in _MEASURES.items()
     }
-    coefficients = []
-    for one in keys:
-        key_x, key_y = jax.random.split(one)
-        x, y = jax.random.normal(key_x, shape_x), jax.random.normal(key_y, shape_y)
-        coefficients.append(np.asarray(svcca_jax.cca(x, y, fast=True).coefficients))
-    samples = np.stack(coefficients)
+    samples = np.asarray(
+        svcca_jax.random_coefficients(shape_x, shape_y, key=other, repeats=_DRAWS)
+    )
     return found | {"top_20": float(samples[:, :20].mean())}, samples
 
 

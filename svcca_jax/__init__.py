@@ -50,6 +50,7 @@ from svcca_jax.pwcca import pwcca_from_moments as pwcca_from_moments
 from svcca_jax.significance import Bartlett as Bartlett
 from svcca_jax.significance import bartlett_test as bartlett_test
 from svcca_jax.significance import random_baseline as random_baseline
+from svcca_jax.significance import random_coefficients as random_coefficients
 from svcca_jax.svcca import MeanSVCCA as MeanSVCCA
 from svcca_jax.svcca import svcca as svcca
 from svcca_jax.svcca import svcca_from_moments as svcca_from_moments

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 from numpy.typing import ArrayLike
 
-from svcca_jax.checks import as_pair, check_mask
+from svcca_jax.checks import as_pair
 from svcca_jax.keep import AllDirections, Keep
 from svcca_jax.linalg import (
     center,
@@ -28,6 +28,8 @@ from svcca_jax.spectrum import (
     overlap,
 )
 
+EVERY = AllDirections()
+
 
 class CCA(NamedTuple):
     """How two layers correlate; the published dict's key is in brackets."""
@@ -43,8 +45,10 @@ class CCA(NamedTuple):
     """Directions of x that took part."""
     rank_y: Int[Array, ""]
     """Directions of y that took part."""
-    from_covariance: Bool[Array, ""]
-    """True if either layer went the faster, less accurate route over covariances."""
+    from_covariance_x: Bool[Array, ""]
+    """Whether x went the faster, less accurate route over its covariance."""
+    from_covariance_y: Bool[Array, ""]
+    """Whether y did."""
 
 
 class Variates(NamedTuple):
@@ -76,7 +80,9 @@ def cca(
     Largest error of a coefficient over the cases of tests/golden/svcca: float32 8e-7
     (neurons 1e-3 from collinear: 5e-6), float64 7e-15 (1e-6 from collinear: 3e-11).
     float32 cannot resolve neurons that differ by less than about 1e-6 of their size,
-    or a signal below 1e-6 of its offset: those need float64.
+    a signal below 1e-6 of its offset, or directions whose singular value is below
+    `linalg.rank_cut` of the largest, which are cut from the rank (10,000 datapoints:
+    1.2e-3): where `rank_x` is less than you expect, use float64.
 
     Args:
       x: Activations [datapoints, neurons_x]; integers and booleans become floats.
@@ -92,8 +98,7 @@ def cca(
     """
     # Differs from reference: QR and SVD of the activations with a rank cut, instead of
     # inverse square roots of covariances, which fail for rank-deficient layers.
-    first, second = as_pair(x, y)
-    checked = check_mask(mask, first.shape[0])
+    first, second, checked = as_pair(x, y, mask, complex_too=True)
     return _cca(first, second, checked, fast=fast)
 
 
@@ -106,28 +111,35 @@ def _cca(x: Array, y: Array, mask: Array | None, *, fast: bool) -> CCA:
 
 
 def canonical_variates(
-    x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    keep: Keep = EVERY,
+    mask: ArrayLike | None = None,
 ) -> tuple[CCA, Variates]:
     """Canonical correlations of two layers with their directions.
 
     Args:
       x: Activations [datapoints, neurons_x].
       y: Activations [datapoints, neurons_y] for the same datapoints.
+      keep: Singular directions of each layer to keep first: all of them is CCA, a rule
+        of `keep` is SVCCA.
       mask: True on the datapoints that count.
 
     Raises:
       ValueError: As `cca`.
     """
-    first, second = as_pair(x, y)
-    checked = check_mask(mask, first.shape[0])
-    return _canonical_variates(first, second, checked)
+    first, second, checked = as_pair(x, y, mask, complex_too=True)
+    return _canonical_variates(first, second, checked, keep=keep)
 
 
-@jax.jit
-def _canonical_variates(x: Array, y: Array, mask: Array | None) -> tuple[CCA, Variates]:
+@functools.partial(jax.jit, static_argnames=("keep",))
+def _canonical_variates(
+    x: Array, y: Array, mask: Array | None, *, keep: Keep
+) -> tuple[CCA, Variates]:
     datapoints = count_datapoints(x, mask)
-    layer_x = find_spectrum(center(x, mask), datapoints)
-    layer_y = find_spectrum(center(y, mask), datapoints)
+    layer_x = find_spectrum(center(x, mask), datapoints, keep=keep)
+    layer_y = find_spectrum(center(y, mask), datapoints, keep=keep)
     between = overlap(layer_x, layer_y)
     result = correlate(layer_x, layer_y, between)
     left, _, right = svd(between)
@@ -187,7 +199,8 @@ def correlate(
         mean=mean_coefficient(values, count),
         rank_x=x.kept,
         rank_y=y.kept,
-        from_covariance=x.from_covariance | y.from_covariance,
+        from_covariance_x=x.from_covariance,
+        from_covariance_y=y.from_covariance,
     )
 
 

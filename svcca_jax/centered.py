@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from svcca_jax.linalg import product
+from svcca_jax.linalg import product, sum_products
 
 
 class Centered(NamedTuple):
@@ -30,7 +30,7 @@ def prepare(
     squared_norms = jnp.sum(centered**2, axis=1)
     # The same norm from the smaller of the two products.
     wide = centered.shape[1] > centered.shape[0]
-    gram = product(centered, centered.T) if wide else product(centered.T, centered)
+    gram = product(centered, centered.T) if wide else sum_products(centered, centered)
     return Centered(
         coordinates=centered,
         squared_norms=squared_norms,

@@ -15,7 +15,7 @@ from svcca_jax.centered import (
     prepare_comoment,
     ratio,
 )
-from svcca_jax.checks import as_pair, check_mask
+from svcca_jax.checks import as_pair
 from svcca_jax.linalg import center, count_datapoints, cross_product
 from svcca_jax.measure import Both
 from svcca_jax.moments import Moments
@@ -53,8 +53,7 @@ def linear_cka(
     Source: Similarity of neural network representations revisited (ICML 2019), eq. 3;
       Feature selection via dependence maximization (JMLR 2012), eq. 5.
     """
-    first, second = as_pair(x, y)
-    checked = check_mask(mask, first.shape[0])
+    first, second, checked = as_pair(x, y, mask)
     return _linear_cka(first, second, checked)
 
 

@@ -94,9 +94,8 @@ def get_cca_similarity(
         # Differs from reference: the directions are centred; it adds the mean of
         # neuron i to direction i. They need no `compute_coefs` here.
         for number, side, layer in ((1, x, layers[0]), (2, y, layers[1])):
-            centered = layer.T - side.means
             combined = _spread(side.rotation @ side.whitening, side.live)
-            found[f"cca_dirns{number}"] = combined @ centered
+            found[f"cca_dirns{number}"] = combined @ _center(layer)[1].T
     return found
 
 
@@ -173,7 +172,7 @@ def get_pca(acts: ArrayLike, compute_dirns: bool = False) -> dict[str, Any]:
     coefficients = components.directions.T
     found = {"eigenvals": components.singular_values, "neuron_coefs": coefficients}
     if compute_dirns:
-        found["pca_dirns"] = coefficients @ (layer - layer.mean(axis=0)).T
+        found["pca_dirns"] = coefficients @ _center(layer)[1].T
     return found
 
 
@@ -202,7 +201,7 @@ def get_pls_similarity(acts1: ArrayLike, acts2: ArrayLike) -> dict[str, Any]:
     found: dict[str, Any] = {"eigenvals": values}
     for number, (layer, columns) in enumerate(zip(layers, directions, strict=True), 1):
         found[f"neuron_coeffs{number}"] = columns.T
-        found[f"pls_dirns{number}"] = columns.T @ (layer - layer.mean(axis=0)).T
+        found[f"pls_dirns{number}"] = columns.T @ _center(layer)[1].T
     return found
 
 
@@ -273,7 +272,8 @@ class _Side(NamedTuple):
 def _rotate(layer: np.ndarray, weights: ArrayLike, count: int) -> _Side:
     """Splits canonical weights into a whitening and a rotation of the live neurons."""
     live = _live(layer)
-    means = layer.mean(axis=0)[:, None]
+    means, centered = _center(layer)
+    means = means[:, None]
     if not live.any():
         nothing = np.zeros((0, 0), layer.dtype)
         return _Side(live, means, nothing, nothing)
@@ -282,7 +282,7 @@ def _rotate(layer: np.ndarray, weights: ArrayLike, count: int) -> _Side:
     values = components.singular_values[:rank]
     axes = components.directions[:, :rank]
     # In units of the largest covariance, as published.
-    centered = layer[:, live] - means[live].T
+    centered = centered[:, live]
     largest = np.abs(centered.T @ centered).max()
     whitening = (axes / values) @ axes.T * np.sqrt(largest)
     rows = np.asarray(weights)[live, :count].T @ (axes * values) @ axes.T
@@ -326,11 +326,21 @@ def _read(*layers: ArrayLike) -> list[np.ndarray]:
 
 
 def _float_type(*arrays: np.ndarray) -> np.dtype:
+    for array in arrays:
+        if np.iscomplexobj(array):
+            raise ValueError(f"activations must be real, got {array.dtype}")
     return np.result_type(np.float32, *(array.dtype for array in arrays))
 
 
 def _precision(layers: list[np.ndarray]) -> contextlib.AbstractContextManager[Any]:
     return jax.enable_x64(layers[0].dtype.itemsize > 4)
+
+
+def _center(layer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the means of the neurons and the centred layer."""
+    # In float64: a sum of large offsets has few digits of float32.
+    means = layer.mean(axis=0, dtype=np.float64)
+    return means.astype(layer.dtype), (layer - means).astype(layer.dtype)
 
 
 def _live(layer: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,10 @@ from jaxtyping import Array, Complex, Float, Inexact, Int
 from numpy.typing import ArrayLike
 
 from svcca_jax.cca import correlate, mean_coefficient
-from svcca_jax.checks import as_pair, check_mask
-from svcca_jax.linalg import center, count_datapoints
+from svcca_jax.checks import MAPS, as_pair
+from svcca_jax.linalg import center, count_datapoints, rank_cut
 from svcca_jax.measure import Both
 from svcca_jax.spectrum import Spectrum, find_spectrum, overlap
-
-_AXES = "datapoints height width channels"
 
 
 class FourierCCA(NamedTuple):
@@ -30,7 +28,7 @@ class FourierCCA(NamedTuple):
     means: Float[Array, "height width"]
     """Mean coefficient at each frequency."""
     mean: Float[Array, ""]
-    """Mean over the frequencies."""
+    """Mean over the frequencies; one at which a layer has nothing counts as 0."""
 
 
 def fourier_cca(
@@ -55,8 +53,7 @@ def fourier_cca(
     Source: SVCCA (NIPS 2017), section 3 and theorem 1; `dft_ccas.py:fourier_ccas`.
     """
     # Differs from reference: maps need not be square, each axis is cropped by itself.
-    first, second = as_pair(x, y, axes=_AXES)
-    checked = check_mask(mask, first.shape[0])
+    first, second, checked = as_pair(x, y, mask, axes=MAPS)
     return _fourier_cca(first, second, checked)
 
 
@@ -84,7 +81,18 @@ def transform(
 def _prepare(centered: Array, datapoints: Array) -> Spectrum:
     # Every frequency is a layer of its own; leading axes: height, width.
     decompose = functools.partial(find_spectrum, datapoints=datapoints)
-    return jax.vmap(jax.vmap(decompose))(transform(centered))
+    layer = jax.vmap(jax.vmap(decompose))(transform(centered))
+    # What is a rounding error beside the strongest frequency is none of the layer's.
+    values = layer.singular_values
+    cut = rank_cut(datapoints, centered.shape[-1], values.dtype) * jnp.max(values)
+    kept = jnp.minimum(layer.kept, jnp.sum(values > cut, axis=-1))
+    index = jnp.arange(values.shape[-1])
+    columns = (index[None, None] < kept[..., None])[:, :, None]
+    assert layer.coordinates is not None
+    coordinates = jnp.where(
+        columns | jnp.isnan(layer.coordinates), layer.coordinates, 0
+    )
+    return layer._replace(coordinates=coordinates, rank=kept, kept=kept)
 
 
 def _compare(x: Spectrum, y: Spectrum) -> FourierCCA:
@@ -108,6 +116,8 @@ def _compare(x: Spectrum, y: Spectrum) -> FourierCCA:
 @dataclasses.dataclass(frozen=True)
 class MeanFourierCCA:
     """Mean Fourier CCA of maps, for grids of layers (`pairwise`)."""
+
+    axes: ClassVar[str] = MAPS
 
     def prepare(
         self,

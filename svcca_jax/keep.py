@@ -52,7 +52,10 @@ class VarianceFraction:
         self, singular_values: Float[Array, " directions"], rank: Int[Array, ""]
     ) -> Int[Array, ""]:
         """Returns the number of leading directions that hold the fraction."""
-        return _smallest_count(singular_values**2, self.fraction, rank)
+        largest = singular_values[:1]
+        # Squares of huge or tiny activations would leave the range of float32.
+        shares = singular_values / jnp.where(largest == 0, 1, largest)
+        return _smallest_count(shares**2, self.fraction, rank)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,13 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Inexact, Int
-from numpy.typing import DTypeLike
 
 _MOST_DATAPOINTS = 16384
+# Sums over more datapoints are taken in blocks of so many, whose results are added: one
+# long float32 sum of 8 million products has three digits left.
+BLOCK = 65536
 
 
 def product(
@@ -24,6 +27,22 @@ def product(
 def adjoint(a: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     """Returns the conjugate transpose of the last two axes."""
     return jnp.conj(jnp.swapaxes(a, -1, -2))
+
+
+def sum_products(
+    a: Inexact[Array, "datapoints columns_a"], b: Inexact[Array, "datapoints columns_b"]
+) -> Inexact[Array, "columns_a columns_b"]:
+    """Returns `adjoint(a) @ b`, the products summed over the datapoints."""
+    if a.shape[0] <= BLOCK:
+        return product(adjoint(a), b)
+    return jnp.sum(product(adjoint(_split(a)), _split(b)), axis=0)
+
+
+def _split(x: Inexact[Array, "rows columns"]) -> Inexact[Array, "blocks _ columns"]:
+    rows, columns = x.shape
+    blocks = -(-rows // BLOCK)
+    padded = jnp.pad(x, ((0, blocks * BLOCK - rows), (0, 0)))
+    return padded.reshape(blocks, BLOCK, columns)
 
 
 @runtime_checkable
@@ -46,7 +65,7 @@ def cross_product(
     """
     if x.coordinates is None or y.coordinates is None:
         raise ValueError("layers made from moments need their cross co-moment")
-    return product(adjoint(x.coordinates), y.coordinates)
+    return sum_products(x.coordinates, y.coordinates)
 
 
 def count_datapoints(
@@ -73,19 +92,36 @@ def center(
     """
     if x.shape[0] == 0:
         return x
+    x = _where(mask, x - find_mean(x, mask))
+    # No offset is left: this is the small mean that rounding has left.
+    return _where(mask, x - _plain_mean(x, mask))
+
+
+def find_mean(
+    x: Inexact[Array, " datapoints *neurons"],
+    mask: Bool[Array, " datapoints"] | None = None,
+) -> Inexact[Array, " 1 *neurons"]:
+    """Mean over the datapoints, of the differences from the first that counts.
+
+    It is finite, and means nothing, if no datapoint counts.
+    """
+    start = 0 if mask is None else jnp.argmax(mask)
+    first = jax.lax.dynamic_index_in_dim(x, start, keepdims=True)
+    return first + _plain_mean(x - first, mask)
+
+
+def _plain_mean(x: Array, mask: Array | None) -> Array:
     if mask is None:
-        mean = x[:1] + jnp.mean(x - x[:1], axis=0, keepdims=True)
-        x = x - mean
-        return x - jnp.mean(x, axis=0, keepdims=True)
-    keep = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
+        return jnp.mean(x, axis=0, keepdims=True)
     count = jnp.maximum(jnp.sum(mask), 1).astype(x.dtype)
+    return jnp.sum(_where(mask, x), axis=0, keepdims=True) / count
 
-    def mean_of(values: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
-        return jnp.sum(jnp.where(keep, values, 0), axis=0, keepdims=True) / count
 
-    first = jax.lax.dynamic_index_in_dim(x, jnp.argmax(mask), keepdims=True)
-    x = jnp.where(keep, x - (first + mean_of(x - first)), 0)
-    return jnp.where(keep, x - mean_of(x), 0)
+def _where(mask: Array | None, x: Array) -> Array:
+    """Zeroes the datapoints that do not count."""
+    if mask is None:
+        return x
+    return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 1)), x, 0)
 
 
 def rank_cut(
@@ -99,7 +135,7 @@ def rank_cut(
     million datapoints).
     """
     size = jnp.maximum(jnp.minimum(datapoints, _MOST_DATAPOINTS), neurons)
-    return size.astype(dtype) * jnp.finfo(dtype).eps
+    return jnp.asarray(size, dtype) * jnp.finfo(dtype).eps
 
 
 def svd(
@@ -133,9 +169,22 @@ def _decompose(
     if 4 * rows < 5 * columns:
         left, values, right_adjoint = jnp.linalg.svd(x, full_matrices=False)
         return left, values, adjoint(right_adjoint)
-    q, r = jnp.linalg.qr(x)
+    q, r = _qr(x)
     left, values, right_adjoint = jnp.linalg.svd(r, full_matrices=False)
     return product(q, left), values, adjoint(right_adjoint)
+
+
+def _qr(
+    x: Inexact[Array, "rows columns"],
+) -> tuple[Inexact[Array, "rows columns"], Inexact[Array, "columns columns"]]:
+    rows, columns = x.shape
+    if rows <= BLOCK or columns > BLOCK:
+        return jnp.linalg.qr(x)
+    # Each block by itself, then their triangles: no sum is longer than a block.
+    q, r = jax.lax.map(jnp.linalg.qr, _split(x))
+    outer, triangle = jnp.linalg.qr(r.reshape(-1, columns))
+    q = product(q, outer.reshape(r.shape))
+    return q.reshape(-1, columns)[:rows], triangle
 
 
 _svd = jax.custom_jvp(_decompose)
@@ -171,6 +220,33 @@ def _svd_jvp(primals, tangents):
     outside = back - product(right, adjoint(inner))
     d_right = product(right, right_rotation) + outside * inverse[None, :]
     return (left, values, right), (d_left, d_values, d_right)
+
+
+@jax.custom_jvp
+def eigen(
+    a: Inexact[Array, "neurons neurons"],
+) -> tuple[Float[Array, " neurons"], Inexact[Array, "neurons neurons"]]:
+    """Eigenvalues of a symmetric matrix, decreasing, and its eigenvectors.
+
+    As with `svd`, the derivative leaves out the rotation among equal eigenvalues, such
+    as those of dead neurons.
+    """
+    values, vectors = jnp.linalg.eigh(a)
+    return values[::-1], vectors[:, ::-1]
+
+
+@eigen.defjvp
+def _eigen_jvp(primals, tangents):
+    (a,), (da,) = primals, tangents
+    values, vectors = eigen(a)
+    inner = product(adjoint(vectors), product(da, vectors))
+    gap = values[None, :] - values[:, None]
+    size = jnp.abs(values[None, :]) + jnp.abs(values[:, None])
+    noise = rank_cut(1, a.shape[0], values.dtype) * jnp.max(jnp.abs(values))
+    apart = jnp.abs(gap) > jnp.maximum(8 * jnp.finfo(values.dtype).eps * size, noise)
+    factor = jnp.where(apart, 1 / jnp.where(apart, gap, 1), 0).astype(a.dtype)
+    d_values = jnp.real(jnp.diagonal(inner))
+    return (values, vectors), (d_values, product(vectors, factor * inner))
 
 
 @jax.custom_jvp

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 from numpy.typing import ArrayLike
 
 from svcca_jax.checks import as_activations, check_datapoints, check_mask
-from svcca_jax.linalg import center, product
+from svcca_jax.linalg import center, count_datapoints, find_mean, sum_products
 
 
 class Moments(NamedTuple):
@@ -27,7 +27,7 @@ class Moments(NamedTuple):
     """
 
     datapoints: Int[Array, ""]
-    """Number of datapoints; int32, so at most 2,147,483,647."""
+    """Number of datapoints; int32: beyond 2,147,483,647 the moments are NaN."""
     means: tuple[Float[Array, " _neurons"], ...]
     """Mean of every neuron, one array a layer."""
     comoments: tuple[tuple[Float[Array, "_neurons_i _neurons_j"], ...], ...]
@@ -86,24 +86,32 @@ def init_moments(widths: Sequence[int], *, dtype: DTypeLike = jnp.float32) -> Mo
 
 def update_moments(
     moments: Moments,
-    layers: Sequence[Float[Array, "datapoints _neurons"]],
-    mask: Bool[Array, " datapoints"] | None = None,
+    layers: Sequence[Shaped[Array, "_datapoints _neurons"]],
+    mask: Bool[Array, " _datapoints"] | None = None,
 ) -> Moments:
     """Adds a batch of datapoints; pure, for use inside a caller's `jit`.
 
     Args:
       moments: Moments so far.
-      layers: Activations of every layer on the batch.
+      layers: Activations of every layer on the batch; they become of the type of the
+        moments.
       mask: True on the datapoints that count; all of them if not given.
 
     Raises:
-      ValueError: If the number of layers or a width is not that of the moments.
+      ValueError: If the number of layers or a width is not that of the moments, or
+        layers have other numbers of datapoints than each other, or none.
     """
+    dtype = moments.means[0].dtype
+    names = [f"layer {i}" for i in range(len(layers))]
+    arrays = [jnp.asarray(layer).astype(dtype) for layer in layers]
     widths = [mean.shape[0] for mean in moments.means]
-    got = [layer.shape[1] for layer in layers]
+    got = [array.shape[1] for array in arrays]
     if got != widths:
         raise ValueError(f"moments are of layers of widths {widths}, got {got}")
-    return merge_moments(moments, _moments_of_batch(layers, mask))
+    if arrays[0].shape[0] == 0:
+        raise ValueError("the batch has 0 datapoints; leave it out")
+    check_datapoints(arrays, names)
+    return merge_moments(moments, _moments_of_batch(arrays, mask))
 
 
 _update = jax.jit(update_moments, donate_argnums=0)
@@ -129,7 +137,7 @@ def accumulate(
     for number, batch in enumerate(batches):
         names = [f"layer {i} of batch {number}" for i in range(len(batch))]
         layers = [
-            as_activations(layer, name).astype(dtype)
+            as_activations(layer, name, shift=False).astype(dtype)
             for layer, name in zip(batch, names, strict=True)
         ]
         check_datapoints(layers, names)
@@ -147,12 +155,21 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     .. math:: M = M_a + M_b + \delta_x \delta_y^T \frac{n_a n_b}{n_a + n_b}, \qquad
        \delta = \mu_b - \mu_a
 
+    Raises:
+      ValueError: If they are of layers of other widths.
+
     Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for
       computing sample variances (1979), eq. 2.1.
     """
     dtype = a.means[0].dtype
+    widths = [[mean.shape[0] for mean in moments.means] for moments in (a, b)]
+    if widths[0] != widths[1]:
+        raise ValueError(
+            f"moments of layers of widths {widths[0]} and {widths[1]} cannot be merged"
+        )
     count = a.datapoints + b.datapoints
     share = b.datapoints.astype(dtype) / jnp.maximum(count, 1).astype(dtype)
+    share = jnp.where(count < 0, jnp.nan, share)  # the count has overflowed
     weight = a.datapoints.astype(dtype) * share
     number = len(a.means)
     delta = [
@@ -202,28 +219,15 @@ def _moments_of_batch(
     if mask is not None:
         mask = check_mask(mask, layers[0].shape[0])
     centered = [center(layer, mask) for layer in layers]
-    if mask is None:
-        count = jnp.asarray(layers[0].shape[0], jnp.int32)
-        means = tuple(_mean(layer, None) for layer in layers)
-    else:
-        count = jnp.sum(mask).astype(jnp.int32)
-        means = tuple(_mean(layer, mask) for layer in layers)
+    count = count_datapoints(layers[0], mask).astype(jnp.int32)
+    means = tuple(
+        jnp.where(count > 0, find_mean(layer, mask)[0], 0) for layer in layers
+    )
     table = tuple(
-        tuple(product(a.T, b) for b in centered[i:]) for i, a in enumerate(centered)
+        tuple(sum_products(a, b) for b in centered[i:]) for i, a in enumerate(centered)
     )
     zeros = jax.tree.map(jnp.zeros_like, (means, table))
     return Moments(count, means, table, *zeros)
-
-
-def _mean(
-    x: Float[Array, "datapoints neurons"], mask: Bool[Array, " datapoints"] | None
-) -> Float[Array, " neurons"]:
-    if mask is None:
-        return x[0] + jnp.mean(x - x[:1], axis=0)
-    first = x[jnp.argmax(mask)]
-    shifted = jnp.where(mask[:, None], x - first[None, :], 0)
-    count = jnp.maximum(jnp.sum(mask), 1).astype(x.dtype)
-    return jnp.where(jnp.any(mask), first + jnp.sum(shifted, axis=0) / count, 0)
 
 
 def _add(

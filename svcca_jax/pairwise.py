@@ -17,8 +17,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
-from svcca_jax.checks import as_activations, check_datapoints, check_mask
-from svcca_jax.linalg import adjoint, center, count_datapoints, product
+from svcca_jax.checks import LAYER, as_activations, check_datapoints, check_mask
+from svcca_jax.linalg import center, count_datapoints, sum_products
 from svcca_jax.measure import Both, Measure
 from svcca_jax.moments import Moments
 from svcca_jax.svcca import MeanSVCCA
@@ -55,19 +55,21 @@ def pairwise(
       mesh: Devices that share the pairs, with one axis; one device if not given.
 
     Raises:
-      ValueError: For no layers, and as `cca.cca` with the number of the layer.
+      ValueError: For no layers, fewer than 1 pair a block, and as `cca.cca` with the
+        number of the layer.
     """
-    rows = _check_layers(layers, "layer")
-    columns = None if others is None else _check_layers(others, "other layer")
-    every = rows + (columns or [])
-    names = [f"layer {i}" for i in range(len(rows))]
-    names += [f"other layer {i}" for i in range(len(columns or []))]
-    check_datapoints(every, names)
-    dtype = np.result_type(*(layer.dtype for layer in every))
+    if pairs_per_block < 1:
+        raise ValueError(f"a block needs at least 1 pair, got {pairs_per_block}")
+    rows, checked = _check_layers(layers, "layer", measure, mask)
+    columns = None
+    if others is not None:
+        columns, _ = _check_layers(others, "other layer", measure, mask)
+        check_datapoints([rows[0], columns[0]], ["layer 0", "other layer 0"])
+    dtype = np.result_type(*(layer.dtype for layer in rows + (columns or [])))
     return _grid(
         tuple(layer.astype(dtype) for layer in rows),
         None if columns is None else tuple(layer.astype(dtype) for layer in columns),
-        check_mask(mask, rows[0].shape[0]),
+        checked,
         measure=measure,
         pairs_per_block=pairs_per_block,
         mesh=mesh,
@@ -80,7 +82,8 @@ def over_checkpoints(
     *,
     measure: Measure = PAPER_MEASURE,
     mask: ArrayLike | None = None,
-) -> Float[np.ndarray, "checkpoints layers"]:
+    all_pairs: bool = False,
+) -> Float[np.ndarray, " checkpoints layers *references"]:
     """Similarity of every layer at every checkpoint with its reference.
 
     Checkpoints are read one at a time, so that a generator that loads (or computes)
@@ -92,16 +95,15 @@ def over_checkpoints(
       references: The layers to compare with, such as those of the last checkpoint.
       measure: What to compute.
       mask: True on the datapoints that count.
+      all_pairs: Compare every layer with every reference: [checkpoints, layers,
+        references], the learning dynamics that `plots.plot_training` draws.
 
     Raises:
       ValueError: For no layers, a checkpoint with another number of layers, and as
         `cca.cca` with the numbers of checkpoint and layer.
     """
-    final = tuple(_check_layers(references, "reference layer"))
-    names = [f"reference layer {i}" for i in range(len(final))]
-    check_datapoints(final, names)
-    rows_mask = check_mask(mask, final[0].shape[0])
-    prepared = _prepare_all(final, rows_mask, measure=measure)
+    final, checked = _check_layers(references, "reference layer", measure, mask)
+    dtype, prepared = None, None
     values = []
     for number, checkpoint in enumerate(checkpoints):
         if len(checkpoint) != len(final):
@@ -109,19 +111,26 @@ def over_checkpoints(
                 f"checkpoint {number} has {len(checkpoint)} layers and the reference "
                 f"{len(final)}"
             )
-        layers = _check_layers(checkpoint, f"checkpoint {number}, layer")
-        check_datapoints(
-            [final[0], *layers],
-            [names[0]]
-            + [f"checkpoint {number}, layer {i}" for i in range(len(layers))],
+        name = f"checkpoint {number}, layer"
+        layers, _ = _check_layers(checkpoint, name, measure, mask)
+        check_datapoints([final[0], layers[0]], ["reference layer 0", f"{name} 0"])
+        common = np.result_type(*(layer.dtype for layer in final + layers))
+        if prepared is None or common != dtype:  # mostly at the first one alone
+            dtype = common
+            cast = tuple(layer.astype(dtype) for layer in final)
+            prepared = _prepare(cast, checked, measure=measure)
+        row = _row(
+            tuple(layer.astype(dtype) for layer in layers),
+            prepared,
+            checked,
+            measure=measure,
+            shapes=tuple(layer.shape for layer in final),
+            all_pairs=all_pairs,
         )
-        layers = tuple(
-            layer.astype(reference.dtype)
-            for layer, reference in zip(layers, final, strict=True)
-        )
-        values.append(np.asarray(_row(layers, prepared, rows_mask, measure=measure)))
+        values.append(np.asarray(row))
     if not values:
-        return np.zeros((0, len(final)), np.dtype(final[0].real.dtype))
+        shape = (0, len(final), len(final)) if all_pairs else (0, len(final))
+        return np.zeros(shape, np.finfo(final[0].dtype).dtype)
     return np.stack(values)
 
 
@@ -142,15 +151,16 @@ def _grid(
     pairs_per_block: int,
     mesh: Mesh | None,
 ) -> Float[Array, "layers others"]:
-    layers = rows if columns is None else rows + columns
-    stacks, place = _prepare_stacks(layers, mask, measure)
+    stacks = _stack(rows, mask, measure)
+    others = stacks if columns is None else _stack(columns, mask, measure)
+    shapes = [layer.shape for layer in rows]
+    other_shapes = shapes if columns is None else [layer.shape for layer in columns]
     half = columns is None
-    first_column = 0 if half else len(rows)
-    number = len(rows) if columns is None else len(columns)
-    values = jnp.zeros((len(rows), number), jnp.finfo(layers[0].dtype).dtype)
-    groups = _group_pairs(place, len(rows), first_column, number, half=half)
+    groups = _group_pairs(_find_places(shapes), _find_places(other_shapes), half=half)
+    dtype = jnp.finfo(rows[0].dtype).dtype
+    values = jnp.zeros((len(shapes), len(other_shapes)), dtype)
     for (shape_x, shape_y), (where, pairs) in groups.items():
-        compare = _make_compare(measure, stacks[shape_x], stacks[shape_y], pairs)
+        compare = _make_compare(measure, stacks[shape_x], others[shape_y], pairs)
         numbered = np.column_stack([pairs, np.arange(len(pairs))])
         there, back = _map_pairs(compare, numbered, pairs_per_block, mesh)
         if half:
@@ -176,7 +186,7 @@ def _make_compare(
     for row in np.unique(pairs[:, 0]):
         columns = pairs[pairs[:, 0] == row, 1]
         flat = jnp.moveaxis(b[columns], 0, 1).reshape(b.shape[1], -1)
-        block = product(adjoint(a[row]), flat)
+        block = sum_products(a[row], flat)
         crosses += jnp.split(block, len(columns), axis=1)
     table = jnp.stack(crosses)
     x, y = x._replace(coordinates=None), y._replace(coordinates=None)
@@ -186,19 +196,38 @@ def _make_compare(
 
 
 @functools.partial(jax.jit, static_argnames=("measure",))
-def _prepare_all(layers: tuple[Array, ...], mask: Array | None, *, measure: Measure):
-    stacks, place = _prepare_stacks(layers, mask, measure)
-    return tuple(_take(stacks[shape], index) for shape, index in place)
+def _prepare(layers: tuple[Array, ...], mask: Array | None, *, measure: Measure) -> Any:
+    return _stack(layers, mask, measure)
 
 
-@functools.partial(jax.jit, static_argnames=("measure",))
+@functools.partial(jax.jit, static_argnames=("measure", "shapes", "all_pairs"))
 def _row(
-    layers: tuple[Array, ...], prepared: Any, mask: Array | None, *, measure: Measure
-) -> Float[Array, " layers"]:
-    ours = _prepare_all(layers, mask, measure=measure)
-    return jnp.stack(
-        [measure.compare(x, y)[0] for x, y in zip(ours, prepared, strict=True)]
-    )
+    layers: tuple[Array, ...],
+    prepared: Any,
+    mask: Array | None,
+    *,
+    measure: Measure,
+    shapes: tuple[tuple[int, ...], ...],
+    all_pairs: bool,
+) -> Float[Array, " layers *references"]:
+    """One checkpoint's similarities with the references, which have `shapes`."""
+    ours = _stack(layers, mask, measure)
+    places = _find_places([layer.shape for layer in layers])
+    references = _find_places(shapes)
+    if not all_pairs:
+        values = [
+            measure.compare(_take(ours[a], i), _take(prepared[b], j))[0]
+            for (a, i), (b, j) in zip(places, references, strict=True)
+        ]
+        return jnp.stack(values)
+    grid = jnp.zeros((len(layers), len(shapes)), jnp.finfo(layers[0].dtype).dtype)
+    groups = _group_pairs(places, references, half=False)
+    for (shape_x, shape_y), (where, pairs) in groups.items():
+        compare = _make_compare(measure, ours[shape_x], prepared[shape_y], pairs)
+        numbered = np.column_stack([pairs, np.arange(len(pairs))])
+        there, _ = _map_pairs(compare, numbered, 1, None)
+        grid = grid.at[where[:, 0], where[:, 1]].set(there)
+    return grid
 
 
 @functools.partial(jax.jit, static_argnames=("measure",))
@@ -218,14 +247,23 @@ def _grid_of_moments(moments: Moments, *, measure: Measure) -> Array:
     return jnp.stack([jnp.stack(row) for row in grid])
 
 
-def _prepare_stacks(
+# A layer's place: its shape, and its number among the layers of that shape.
+Place = tuple[tuple[int, ...], int]
+
+
+def _find_places(shapes: Sequence[tuple[int, ...]]) -> list[Place]:
+    return [
+        (shape, list(shapes[:number]).count(shape))
+        for number, shape in enumerate(shapes)
+    ]
+
+
+def _stack(
     layers: tuple[Array, ...], mask: Array | None, measure: Measure
-) -> tuple[dict[tuple[int, ...], Any], list[tuple[tuple[int, ...], int]]]:
-    """Prepares the layers of each shape together; says where each layer went."""
+) -> dict[tuple[int, ...], Any]:
+    """Prepares the layers of each shape together, in their order."""
     groups: dict[tuple[int, ...], list[Array]] = defaultdict(list)
-    place = []
     for layer in layers:
-        place.append((layer.shape, len(groups[layer.shape])))
         groups[layer.shape].append(layer)
     # Decomposed one at a time: a mapped loop keeps the data-dependent choice of a fast
     # measure, of which `vmap` would compute both branches. Centred all at once: in the
@@ -234,26 +272,20 @@ def _prepare_stacks(
         measure.prepare, datapoints=count_datapoints(layers[0], mask)
     )
     centered = jax.vmap(functools.partial(center, mask=mask))
-    stacks = {
+    return {
         shape: jax.lax.map(prepare, centered(jnp.stack(group)))
         for shape, group in groups.items()
     }
-    return stacks, place
 
 
 def _group_pairs(
-    place: list[tuple[tuple[int, ...], int]],
-    rows: int,
-    first_column: int,
-    columns: int,
-    *,
-    half: bool,
+    rows: list[Place], columns: list[Place], *, half: bool
 ) -> dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[Indices, Indices]]:
     """Groups the pairs by their two shapes: where in the grid, where in the stacks."""
     where, pairs = defaultdict(list), defaultdict(list)
-    for i in range(rows):
-        for j in range(i if half else 0, columns):
-            (shape_x, x), (shape_y, y) = place[i], place[first_column + j]
+    for i in range(len(rows)):
+        for j in range(i if half else 0, len(columns)):
+            (shape_x, x), (shape_y, y) = rows[i], columns[j]
             cell = (i, j)
             if half and shape_x > shape_y:
                 # (a, b) and (b, a) are one group.
@@ -298,13 +330,19 @@ def _map_pairs(
     return jax.tree.map(lambda leaf: leaf[: len(pairs)], shared(jnp.asarray(padded)))
 
 
-def _check_layers(layers: Sequence[ArrayLike], name: str) -> list[Array]:
+def _check_layers(
+    layers: Sequence[ArrayLike], name: str, measure: Measure, mask: ArrayLike | None
+) -> tuple[list[Array], Bool[Array, " datapoints"] | None]:
+    """Returns layers on the same datapoints, with the axes of the measure; the mask."""
     if len(layers) == 0:
         raise ValueError(f"there is no {name} to compare")
-    checked = []
-    for i, layer in enumerate(layers):
-        axes = "datapoints neurons"
-        if np.ndim(layer) == 4:
-            axes = "datapoints height width channels"
-        checked.append(as_activations(layer, f"{name} {i}", axes=axes))
-    return checked
+    names = [f"{name} {i}" for i in range(len(layers))]
+    check_datapoints(layers, names)
+    datapoints = np.shape(layers[0])[:1]
+    checked = check_mask(mask, datapoints[0] if datapoints else 0)
+    # A measure of maps says so; all others are of neurons.
+    axes = getattr(measure, "axes", LAYER)
+    return [
+        as_activations(layer, each, axes=axes, mask=checked)
+        for layer, each in zip(layers, names, strict=True)
+    ], checked

@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
 from svcca_jax.checks import as_activations, check_mask
-from svcca_jax.linalg import center, count_datapoints, product, svd
+from svcca_jax.linalg import center, count_datapoints, find_mean, product, svd
 from svcca_jax.moments import Moments
 from svcca_jax.spectrum import find_rank, find_spectrum_of_covariance
 
@@ -23,7 +24,10 @@ class PCA(NamedTuple):
     directions: Float[Array, "neurons directions"]
     """Unit combinations of neurons [`neuron_coefs`, there in rows]."""
     rank: Int[Array, ""]
-    """Number of components that are not rounding noise."""
+    """Number of components that are not rounding noise (0 too if an activation is NaN,
+    as the other fields then show)."""
+    mean: Float[Array, " neurons"]
+    """Mean of every neuron, which was taken off."""
 
 
 def pca(x: ArrayLike, *, mask: ArrayLike | None = None) -> PCA:
@@ -40,8 +44,8 @@ def pca(x: ArrayLike, *, mask: ArrayLike | None = None) -> PCA:
     """
     # Differs from reference: every neuron is centred over the datapoints; the reference
     # subtracts from each datapoint the mean of its neurons.
-    array = as_activations(x, "x")
-    return _pca(array, check_mask(mask, array.shape[0]))
+    checked = check_mask(mask, np.shape(x)[0] if np.ndim(x) else 0)
+    return _pca(as_activations(x, "x", mask=checked, shift=False), checked)
 
 
 @jax.jit
@@ -51,29 +55,36 @@ def _pca(x: Array, mask: Array | None) -> PCA:
     live = jnp.sum(jnp.any(centered != 0, axis=0))
     _, values, directions = svd(centered)
     rank = find_rank(values, live, count, neurons=x.shape[1])
-    return PCA(values, _variances(values, count), directions, rank)
+    mean = find_mean(x, mask)[0]
+    return PCA(values, _variances(values, count), directions, rank, mean)
 
 
 def pca_from_moments(moments: Moments, x: int = 0) -> PCA:
     """Principal components of layer `x` of streamed moments.
 
-    Components below the rank are returned as they are, in noise.
+    There is one component for each neuron; those beyond the rank are 0.
     """
-    pair = moments.select(x, x)
-    return _pca_from_comoment(pair.comoment(0, 0), pair.datapoints)
+    return _pca_from_moments(moments.select(x, x))
 
 
 @jax.jit
-def _pca_from_comoment(comoment: Array, count: Array) -> PCA:
-    layer = find_spectrum_of_covariance(comoment, count)
+def _pca_from_moments(moments: Moments) -> PCA:
+    count = moments.datapoints
+    layer = find_spectrum_of_covariance(moments.comoment(0, 0), count)
     values = layer.singular_values
-    return PCA(values, _variances(values, count), layer.loadings, layer.rank)
+    variances = _variances(values, count)
+    return PCA(values, variances, layer.loadings, layer.rank, moments.mean(0))
 
 
 def _variances(values: Array, count: Array) -> Array:
     return values**2 / jnp.maximum(count - 1, 1).astype(values.dtype)
 
 
-def project(x: Array, components: PCA) -> Float[Array, "datapoints directions"]:
-    """Returns the centred activations along every component [`pca_dirns`]."""
-    return product(center(x), components.directions)
+def project(
+    x: Float[Array, "datapoints neurons"], components: PCA
+) -> Float[Array, "datapoints directions"]:
+    """Returns activations, old or new, along every component [`pca_dirns`].
+
+    They are centred by the mean of the layer that the components are of.
+    """
+    return product(x - components.mean[None], components.directions)

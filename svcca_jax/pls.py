@@ -9,13 +9,13 @@ from jaxtyping import Array, Float, Inexact, Int
 from numpy.typing import ArrayLike
 
 from svcca_jax.centered import Centered, prepare, prepare_comoment
-from svcca_jax.checks import as_pair, check_mask
+from svcca_jax.checks import as_pair
 from svcca_jax.linalg import (
     center,
     count_datapoints,
     cross_product,
-    product,
     singular_values,
+    sum_products,
     svd,
 )
 from svcca_jax.measure import Both
@@ -49,14 +49,13 @@ def pls(x: ArrayLike, y: ArrayLike, *, mask: ArrayLike | None = None) -> PLS:
     Source: `numpy_pls.py:get_pls_similarity`.
     """
     # Differs from reference: layers may have different widths.
-    first, second = as_pair(x, y)
-    checked = check_mask(mask, first.shape[0])
+    first, second, checked = as_pair(x, y, mask)
     return _pls(first, second, checked)
 
 
 @jax.jit
 def _pls(x: Array, y: Array, mask: Array | None) -> PLS:
-    comoment = product(center(x, mask).T, center(y, mask))
+    comoment = sum_products(center(x, mask), center(y, mask))
     return _decompose(comoment, count_datapoints(x, mask))
 
 

@@ -14,13 +14,14 @@ from svcca_jax.centered import (
     prepare_comoment,
     ratio,
 )
-from svcca_jax.checks import as_pair, check_mask
+from svcca_jax.checks import as_pair
 from svcca_jax.linalg import (
     center,
     count_datapoints,
     cross_product,
     product,
     singular_values,
+    sum_products,
     svd,
 )
 from svcca_jax.measure import Both
@@ -65,8 +66,7 @@ def procrustes_distance(
 
     Source: Generalized shape metrics on neural representations (NeurIPS 2021).
     """
-    first, second = as_pair(x, y)
-    checked = check_mask(mask, first.shape[0])
+    first, second, checked = as_pair(x, y, mask)
     return _procrustes(first, second, checked)
 
 
@@ -80,7 +80,7 @@ def _procrustes(x: Array, y: Array, mask: Array | None) -> Procrustes:
     assert narrow is not None
     if x.shape[1] < y.shape[1]:
         wide, narrow = narrow, wide
-    left, values, right = svd(product(wide.T, narrow))
+    left, values, right = svd(sum_products(wide, narrow))
     # The residual itself: near 0, the difference of the norms would be all rounding.
     residual = wide - product(narrow, product(right, left.T))
     return _summarise(layer_x, layer_y, jnp.sum(values), jnp.sum(residual**2))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Inexact, Int
 from numpy.typing import ArrayLike
 
 from svcca_jax.cca import from_moments
-from svcca_jax.checks import as_pair, check_mask
+from svcca_jax.checks import as_pair
 from svcca_jax.keep import AllDirections
 from svcca_jax.linalg import center, count_datapoints, product, svd
 from svcca_jax.measure import Both
@@ -38,8 +38,14 @@ class PWCCA(NamedTuple):
     """Weights of the coefficients from y."""
     coefficients: Float[Array, " directions"]
     """Canonical correlations, decreasing."""
-    from_covariance: Bool[Array, ""]
-    """True if either layer went the faster, less accurate route over covariances."""
+    rank_x: Int[Array, ""]
+    """Directions of x that took part."""
+    rank_y: Int[Array, ""]
+    """Directions of y that took part."""
+    from_covariance_x: Bool[Array, ""]
+    """Whether x went the faster, less accurate route over its covariance."""
+    from_covariance_y: Bool[Array, ""]
+    """Whether y did."""
 
 
 def pwcca(
@@ -62,8 +68,8 @@ def pwcca(
       x: Activations [datapoints, neurons_x]; integers and booleans become floats.
       y: Activations [datapoints, neurons_y] for the same datapoints.
       mask: True on the datapoints that count.
-      fast: Use covariances where that is accurate; `from_covariance` of the result
-        says whether it was.
+      fast: Use covariances where that is accurate; `from_covariance_x` and `_y` of the
+        result say where it was, `spectrum.find_spectrum` how accurate.
 
     Raises:
       ValueError: As `cca.cca`.
@@ -73,8 +79,7 @@ def pwcca(
     """
     # Differs from reference: variates and neurons are centred and the variates are
     # whitened; the reference leaves both out and is off by up to 0.2.
-    first, second = as_pair(x, y)
-    checked = check_mask(mask, first.shape[0])
+    first, second, checked = as_pair(x, y, mask)
     return _pwcca(first, second, checked, fast=fast)
 
 
@@ -116,7 +121,10 @@ def weigh(
         weights_x=weights_x,
         weights_y=weights_y,
         coefficients=values,
-        from_covariance=x.from_covariance | y.from_covariance,
+        rank_x=x.kept,
+        rank_y=y.kept,
+        from_covariance_x=x.from_covariance,
+        from_covariance_y=y.from_covariance,
     )
 
 

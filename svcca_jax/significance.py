@@ -1,6 +1,7 @@
 """Whether a similarity is more than chance: a random baseline and Bartlett's test."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaincc
 from jaxtyping import Array, Float, Int, Key
 
-from svcca_jax.cca import CCA
+from svcca_jax.cca import CCA, EVERY, correlate
+from svcca_jax.keep import Keep
 from svcca_jax.linalg import center
 from svcca_jax.measure import Measure
+from svcca_jax.spectrum import find_spectrum, overlap
 
 
 class Bartlett(NamedTuple):
@@ -28,7 +31,7 @@ class Bartlett(NamedTuple):
         return jnp.sum(jnp.cumprod(self.p_values < level))
 
 
-def bartlett_test(result: CCA, datapoints: int) -> Bartlett:
+def bartlett_test(result: CCA, datapoints: int | Int[Array, ""]) -> Bartlett:
     r"""Bartlett's sequential test of canonical correlations.
 
     .. math:: \chi^2_k = -\left(m - 1 - \frac{p + q + 1}{2}\right)
@@ -41,12 +44,16 @@ def bartlett_test(result: CCA, datapoints: int) -> Bartlett:
       result: Canonical correlations of two layers.
       datapoints: Number of datapoints that they came from.
 
+    Returns:
+      The test; NaN throughout with fewer datapoints than 1 + p + q, where any two
+      layers share directions and nothing can be tested.
+
     Raises:
       ValueError: If there are fewer than 2 datapoints.
 
     Source: Bartlett, Further aspects of the theory of multiple regression (1938).
     """
-    if datapoints < 2:
+    if isinstance(datapoints, int) and datapoints < 2:
         raise ValueError(f"the test needs at least 2 datapoints, got {datapoints}")
     values = result.coefficients
     dtype = values.dtype
@@ -56,19 +63,22 @@ def bartlett_test(result: CCA, datapoints: int) -> Bartlett:
     logs = jnp.where(exists, -jnp.log1p(-(values**2)), 0)
     tails = jnp.cumsum(logs[::-1])[::-1]
     rank_x, rank_y = result.rank_x.astype(dtype), result.rank_y.astype(dtype)
-    factor = jnp.maximum(datapoints - 1 - (rank_x + rank_y + 1) / 2, 0)
-    statistics = jnp.where(tails > 0, factor * tails, 0)
+    freedom = jnp.asarray(datapoints, dtype) - 1
+    factor = freedom - (rank_x + rank_y + 1) / 2
+    factor = jnp.where(freedom < rank_x + rank_y, jnp.nan, factor)
+    statistics = jnp.where(tails > 0, factor * tails, 0 * factor)
     degrees = (rank_x - index.astype(dtype)) * (rank_y - index.astype(dtype))
     degrees = jnp.where(exists, degrees, 1)
     tail = gammaincc(degrees / 2, jnp.where(jnp.isinf(statistics), 0, statistics) / 2)
     p_values = jnp.where(jnp.isinf(statistics), 0, tail)
-    return Bartlett(statistics, degrees, jnp.where(exists, p_values, 1))
+    p_values = jnp.where(exists | jnp.isnan(factor), p_values, 1)
+    return Bartlett(statistics, degrees, p_values)
 
 
 def random_baseline(
     measure: Measure,
-    shape_x: tuple[int, ...],
-    shape_y: tuple[int, ...],
+    shape_x: Sequence[int],
+    shape_y: Sequence[int],
     *,
     key: Key[Array, ""],
     repeats: int = 5,
@@ -90,12 +100,62 @@ def random_baseline(
 
     Source: google/svcca, tutorial 001.
     """
+    _check_shapes(shape_x, shape_y)
+    shapes = (tuple(shape_x), tuple(shape_y))
+    return _draw(key, measure=measure, shapes=shapes, repeats=repeats)
+
+
+def random_coefficients(
+    shape_x: Sequence[int],
+    shape_y: Sequence[int],
+    *,
+    key: Key[Array, ""],
+    keep: Keep = EVERY,
+    repeats: int = 5,
+) -> Float[Array, "repeats directions"]:
+    """Canonical correlations of independent normal activations of the same shapes.
+
+    The baseline of a curve of coefficients (`plots.plot_coefficients`).
+
+    Args:
+      shape_x: Shape of x, [datapoints, neurons_x].
+      shape_y: Shape of y, [datapoints, neurons_y].
+      key: The key is consumed.
+      keep: Singular directions to keep of each, as for the layers themselves.
+      repeats: Number of independent draws.
+
+    Raises:
+      ValueError: If the numbers of datapoints differ.
+    """
+    _check_shapes(shape_x, shape_y)
+    shapes = (tuple(shape_x), tuple(shape_y))
+    return _draw_coefficients(key, shapes=shapes, keep=keep, repeats=repeats)
+
+
+def _check_shapes(shape_x: Sequence[int], shape_y: Sequence[int]) -> None:
     if shape_x[0] != shape_y[0]:
         raise ValueError(
             f"x has {shape_x[0]} datapoints and y has {shape_y[0]}: they must be equal"
         )
 
-    return _draw(key, measure=measure, shapes=(shape_x, shape_y), repeats=repeats)
+
+@functools.partial(jax.jit, static_argnames=("shapes", "keep", "repeats"))
+def _draw_coefficients(
+    key: Array, *, shapes: tuple[tuple[int, ...], ...], keep: Keep, repeats: int
+) -> Float[Array, "repeats directions"]:
+    def draw(key: Array) -> Array:
+        x, y = (
+            find_spectrum(
+                center(jax.random.normal(key, shape)),
+                jnp.asarray(shape[0]),
+                keep=keep,
+                fast=True,
+            )
+            for key, shape in zip(jax.random.split(key), shapes, strict=True)
+        )
+        return correlate(x, y, overlap(x, y)).coefficients
+
+    return jax.lax.map(draw, jax.random.split(key, repeats))
 
 
 @functools.partial(jax.jit, static_argnames=("measure", "shapes", "repeats"))

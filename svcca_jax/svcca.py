@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Inexact, Int
 from numpy.typing import ArrayLike
 
 from svcca_jax.cca import CCA, correlate, correlate_kept, from_moments
-from svcca_jax.checks import as_pair, check_mask
+from svcca_jax.checks import as_pair
 from svcca_jax.keep import Keep, VarianceFraction
 from svcca_jax.linalg import center, count_datapoints
 from svcca_jax.measure import Both
@@ -42,16 +42,15 @@ def svcca(
       keep: `VarianceFraction(0.99)` is the paper's rule, `SumFraction(0.99)` and
         `FixedCount(20)` are those of the published tutorial.
       mask: True on the datapoints that count (padding is False).
-      fast: Use covariances where that is accurate; `from_covariance` of the result
-        says whether it was.
+      fast: Use covariances where that is accurate; `from_covariance_x` and `_y` of the
+        result say where it was, `spectrum.find_spectrum` how accurate.
 
     Raises:
       ValueError: As `cca.cca`.
 
     Source: SVCCA (NIPS 2017), section 2; google/svcca, tutorial 001.
     """
-    first, second = as_pair(x, y)
-    checked = check_mask(mask, first.shape[0])
+    first, second, checked = as_pair(x, y, mask)
     return _svcca(first, second, checked, keep=keep, fast=fast)
 
 

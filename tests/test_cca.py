@@ -62,12 +62,12 @@ def test_a_dead_layer_is_similar_to_nothing(rng, fast):
 
 def test_the_route_is_told_and_left_where_it_is_inaccurate(rng):
     x, y = related(rng)
-    assert cca(x, y, fast=True).from_covariance
-    assert not cca(x, y).from_covariance
+    assert cca(x, y, fast=True).from_covariance_x
+    assert not cca(x, y).from_covariance_x
     near = x.copy()
     near[:, 1] = near[:, 0] + 1e-3 * near[:, 1]
     found = cca(near, near[:, :9], fast=True)
-    assert not found.from_covariance
+    assert not found.from_covariance_x
     np.testing.assert_allclose(found.mean, cca(near, near[:, :9]).mean, atol=1e-6)
 
 
@@ -149,3 +149,21 @@ def test_export(platform, fast):
         jax.jit(lambda a, b: cca(a, b, fast=fast)), platforms=[platform]
     )(*shapes)
     assert exported.platforms == (platform,)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_gradients_of_layers_with_dead_neurons_are_finite(rng, fast):
+    x = rng.standard_normal((30, 5)).astype(np.float32)
+    y = rng.standard_normal((30, 4)).astype(np.float32)
+    for dead in (x * np.array([1, 1, 0, 0, 0], np.float32), x * 0):
+        gradient = jax.grad(lambda x: cca(x, y, fast=fast).mean)(jnp.asarray(dead))
+        assert np.isfinite(np.asarray(gradient)).all()
+
+
+def test_tiny_activations_do_not_vanish_on_the_fast_route(rng):
+    x = rng.standard_normal((60, 4)).astype(np.float32)
+    y = x[:, :3] + rng.standard_normal((60, 3)).astype(np.float32)
+    expected = cca(x, y).coefficients
+    tiny = np.float32(1e-20)
+    found = cca(x * tiny, y * tiny, fast=True).coefficients
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -79,6 +79,22 @@ def test_an_unreadable_case_fails_with_its_path(tmp_path, monkeypatch, capsys):
     assert "no.npz" in second["error"]
 
 
+def test_an_incomplete_case_fails_alone(tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "half.npz", in_X=np.ones((2, 5)), out_cka=1.0)
+    text = json.dumps({"name": "half", "not_unique": [], "min_dtype": "float32"})
+    (tmp_path / "half.json").write_text(text)
+    np.savez(tmp_path / "bare.npz", in_X=np.ones((2, 5)), out_cka=1.0)
+    (tmp_path / "bare.json").write_text("{}")
+    files = [str(tmp_path / f"{name}.npz") for name in ("half", "bare")]
+    monkeypatch.setattr(sys, "argv", ["check", *files])
+    with pytest.raises(SystemExit) as exit_status:
+        main()
+    assert exit_status.value.code == 1
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert "in_Y" in first["error"]
+    assert "name" in second["error"]
+
+
 def test_directions_are_compared_where_they_are_determined():
     golden = {
         "pls_values": np.array([2.0, 1.0, 1.0, 0.0]),

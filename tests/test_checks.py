@@ -36,7 +36,8 @@ def test_integers_booleans_and_half_precision_become_float32():
     assert as_activations(half, "x").dtype == jnp.float32
     with jax.enable_x64(True):
         assert as_activations(np.ones((2, 2)), "x").dtype == jnp.float64
-        assert as_activations(np.ones((2, 2), np.int64), "x").dtype == jnp.float32
+        assert as_activations(np.ones((2, 2), np.int64), "x").dtype == jnp.float64
+        assert as_activations(np.ones((2, 2), np.int8), "x").dtype == jnp.float32
 
 
 def test_spikes_give_the_numbers_of_their_floats(rng):
@@ -59,3 +60,31 @@ def test_known_values_are_checked_inside_a_jit_too(rng):
     other = jnp.asarray(x).at[2, 1].set(jnp.nan)
     with pytest.raises(ValueError, match="y holds 1"):
         jax.jit(lambda a: cca(a, other).mean)(x)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_an_offset_that_float32_cannot_hold_leaves_the_signal(rng, dtype):
+    signal = rng.integers(-50, 50, (40, 3))
+    y = signal[:, :2] + rng.standard_normal((40, 2))
+    shifted = (signal + 10**12).astype(dtype)
+    np.testing.assert_allclose(
+        cca(shifted, y).coefficients, cca(signal, y).coefficients, atol=1e-6
+    )
+
+
+def test_numbers_beyond_float32_and_complex_ones_are_refused(rng):
+    x = rng.standard_normal((6, 3))
+    with pytest.raises(ValueError, match=r"x holds 15 .* \(in float32\)"):
+        cca(x * 1e200, x)
+    with pytest.raises(ValueError, match="x is complex64: this takes real"):
+        linear_cka(x + 1j, x)
+
+
+def test_rows_out_of_the_mask_may_hold_anything(rng):
+    x = rng.standard_normal((9, 3)).astype(np.float32)
+    mask = np.arange(9) != 4
+    expected = cca(x[mask], x[mask] ** 2).mean
+    x[4] = np.nan
+    np.testing.assert_allclose(cca(x, x**2, mask=mask).mean, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="x holds 3"):
+        cca(x, x)

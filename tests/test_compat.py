@@ -170,3 +170,14 @@ def test_layers_that_do_not_match(rng):
     acts[0][1, 2] = np.nan
     with pytest.raises(ValueError, match="x holds 1 values"):
         compat.compute_pwcca(*acts)
+
+
+def test_means_of_float32_keep_their_digits(rng):
+    exact = rng.standard_normal((3, 20_000)) + 1e4
+    acts = exact.astype(np.float32)
+    found = compat.get_cca_similarity(acts, acts[:2], compute_dirns=True)
+    means = acts.mean(axis=1, dtype=np.float64, keepdims=True)
+    np.testing.assert_allclose(found["neuron_means1"], means, rtol=1e-7)
+    assert np.abs(found["cca_dirns1"].mean(axis=1)).max() < 1e-4
+    with pytest.raises(ValueError, match="must be real, got complex128"):
+        compat.get_cca_similarity(exact + 1j, exact)

@@ -102,3 +102,13 @@ def test_export(platform):
     shapes = [jax.ShapeDtypeStruct((16, 2, 2, n), jnp.float32) for n in (3, 2)]
     exported = jax.export.export(jax.jit(fourier_cca), platforms=[platform])(*shapes)
     assert exported.platforms == (platform,)
+
+
+@pytest.mark.parametrize("size", [5, 6, 7])
+def test_frequencies_without_energy_are_not_correlated(rng, size):
+    x = np.broadcast_to(rng.standard_normal((40, 1, 1, 3)), (40, size, size, 3))
+    found = fourier_cca(x.astype(np.float32), (2 * x).astype(np.float32))
+    expected = np.zeros((size, size))
+    expected[0, 0] = 3
+    np.testing.assert_array_equal(found.num_coefficients, expected)
+    np.testing.assert_allclose(found.mean, 1 / size**2, rtol=1e-5)

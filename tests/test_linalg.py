@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from layers_of_activations import padded
 
-from svcca_jax.linalg import center, count_datapoints, singular_values, svd
+from svcca_jax import linalg
+from svcca_jax.linalg import (
+    center,
+    count_datapoints,
+    eigen,
+    singular_values,
+    sum_products,
+    svd,
+)
 
 
 def test_a_constant_neuron_becomes_exactly_zero(rng):
@@ -76,3 +84,45 @@ def test_derivatives_of_the_decomposition(rng, shape, dtype):
         above, below = quantities(x + small * step), quantities(x - small * step)
         for tangent, high, low in zip(tangents, above, below, strict=True):
             np.testing.assert_allclose(tangent, (high - low) / (2 * small), atol=1e-7)
+
+
+@pytest.mark.parametrize("rows", [12, 13, 24])
+def test_long_sums_are_taken_in_blocks(rng, rows, monkeypatch):
+    x = jnp.asarray(rng.standard_normal((rows, 5)), jnp.float32)
+    y = jnp.asarray(rng.standard_normal((rows, 3)), jnp.float32)
+    monkeypatch.setattr(linalg, "BLOCK", 12)
+    np.testing.assert_allclose(sum_products(x, y), x.T @ y, atol=1e-5)
+    # Under its own name: the decomposition may have been traced with long blocks.
+    left, values, right = linalg._decompose(x)
+    assert left.shape == (rows, 5)
+    np.testing.assert_allclose(left.T @ left, np.eye(5), atol=1e-5)
+    np.testing.assert_allclose((left * values[None]) @ right.T, x, atol=1e-5)
+
+
+def test_a_million_datapoints_keep_their_digits(rng):
+    x = rng.standard_normal((1_000_000, 2)).astype(np.float32)
+    exact = x.astype(np.float64)
+    found = sum_products(jnp.asarray(x), jnp.asarray(x))
+    np.testing.assert_allclose(found, exact.T @ exact, rtol=1e-6, atol=1)
+    left, _, _ = svd(jnp.asarray(x))
+    squares = (np.asarray(left, np.float64) ** 2).sum(axis=0)
+    np.testing.assert_allclose(squares, 1, atol=1e-6)
+
+
+def test_derivatives_of_the_eigenvalues(rng):
+    with jax.enable_x64(True):
+        x = rng.standard_normal((9, 4))
+        a = jnp.asarray(np.pad(x.T @ x, ((0, 2), (0, 2))))  # and two dead neurons
+
+        def both(a):
+            values, vectors = eigen(a)
+            return jnp.sum(values**3) + jnp.sum((vectors * values[None] ** 2) @ a)
+
+        tangent = np.zeros((6, 6))
+        tangent[:4, :4] = x[:4] + x[:4].T
+        found = jax.jvp(both, (a,), (jnp.asarray(tangent),))[1]
+        step = 1e-6
+        expected = (both(a + step * tangent) - both(a - step * tangent)) / (2 * step)
+        assert np.isfinite(found)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        assert np.isfinite(np.asarray(jax.grad(both)(a))).all()

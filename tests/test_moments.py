@@ -143,3 +143,26 @@ def test_export(platform):
         platforms=[platform],
     )(moments, batch)
     assert exported.platforms == (platform,)
+
+
+def test_an_update_converts_and_checks(rng):
+    x = rng.standard_normal((40, 3)).astype(np.float32)
+    half = jnp.asarray(x, jnp.bfloat16)
+    exact = update_moments(init_moments([3]), [half.astype(jnp.float32)])
+    found = update_moments(init_moments([3]), [half])
+    np.testing.assert_array_equal(found.comoment(0, 0), exact.comoment(0, 0))
+    spikes = update_moments(init_moments([3]), [jnp.asarray(x > 0)])
+    np.testing.assert_allclose(spikes.mean(0), (x > 0).mean(axis=0), atol=1e-6)
+    two = init_moments([3, 2])
+    with pytest.raises(ValueError, match="40 datapoints and layer 1 has 39"):
+        update_moments(two, [jnp.asarray(x), jnp.asarray(x[:39, :2])])
+    with pytest.raises(ValueError, match="0 datapoints"):
+        update_moments(two, [jnp.asarray(x[:0]), jnp.asarray(x[:0, :2])])
+    with pytest.raises(ValueError, match=r"widths \[3, 2\] and \[3\]"):
+        merge_moments(two, init_moments([3]))
+
+
+def test_more_datapoints_than_can_be_counted_are_no_number(rng):
+    moments = accumulate([(rng.standard_normal((40, 3)),)])
+    many = moments._replace(datapoints=jnp.asarray(2**31 - 10, jnp.int32))
+    assert np.isnan(merge_moments(many, moments).comoment(0, 0)).all()

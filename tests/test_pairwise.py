@@ -149,3 +149,32 @@ def test_errors_name_the_layer(rng):
         sv.pairwise(layers)
     with pytest.raises(ValueError, match="checkpoint 0 has 2 layers"):
         sv.over_checkpoints([layers[:2]], layers[:1])
+
+
+@pytest.mark.parametrize("measure", [sv.MeanSVCCA(), sv.CKA()])
+def test_checkpoints_against_every_reference(rng, measure):
+    layers, final = make_layers(rng), make_layers(rng)
+    found = sv.over_checkpoints([layers, final], final, measure=measure, all_pairs=True)
+    expected = [sv.pairwise(each, final, measure=measure) for each in (layers, final)]
+    np.testing.assert_allclose(found, np.stack(expected), atol=1e-5)
+    matched = sv.over_checkpoints([layers], final, measure=measure)
+    np.testing.assert_allclose(matched[0], np.diag(found[0]), atol=1e-5)
+    empty = sv.over_checkpoints([], final, measure=measure, all_pairs=True)
+    assert empty.shape == (0, len(final), len(final))
+
+
+def test_a_wider_checkpoint_is_not_rounded_to_its_reference(rng):
+    x = rng.standard_normal((50, 4)).astype(np.float32)
+    with jax.enable_x64(True):
+        found = sv.over_checkpoints([[x.astype(np.float64) + 1e7]], [x])
+    np.testing.assert_allclose(found, 1, atol=1e-5)
+
+
+def test_axes_and_blocks_are_checked(rng):
+    maps, layer = rng.standard_normal((9, 2, 2, 3)), rng.standard_normal((9, 3))
+    with pytest.raises(ValueError, match=r"layer 1 must have 2 axes .* got 4"):
+        sv.pairwise([layer, maps])
+    with pytest.raises(ValueError, match=r"layer 0 must have 4 axes .* got 2"):
+        sv.pairwise([layer], measure=sv.MeanFourierCCA())
+    with pytest.raises(ValueError, match="at least 1 pair, got 0"):
+        sv.pairwise([layer], pairs_per_block=0)

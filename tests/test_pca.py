@@ -20,6 +20,8 @@ def test_against_numpy(rng):
     np.testing.assert_allclose(np.abs(cosines), 1, atol=1e-5)
     assert found.rank == 8
     projected = np.asarray(project(jnp.asarray(x), found))
+    part = np.asarray(project(jnp.asarray(x[:7]), found))
+    np.testing.assert_allclose(part, projected[:7], atol=1e-5)
     np.testing.assert_allclose(
         np.cov(projected.T), np.diag(found.variances), atol=1e-5 * values[0]
     )
@@ -31,6 +33,7 @@ def test_moments_and_padding(rng):
     moments = accumulate([(x[:50],), (x[50:],)])
     found = pca_from_moments(moments)
     np.testing.assert_allclose(found.variances, expected.variances, rtol=1e-5)
+    np.testing.assert_allclose(found.mean, expected.mean, atol=1e-6)
     cosines = np.sum(np.asarray(found.directions * expected.directions), axis=0)
     np.testing.assert_allclose(np.abs(cosines), 1, atol=1e-5)
     mask, wide = padded(rng, x, rows=140)

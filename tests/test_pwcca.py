@@ -21,7 +21,7 @@ def test_against_the_definition(rng, x, y, fast):
     np.testing.assert_allclose(found.weighted_by_y, by_y, atol=1e-5)
     np.testing.assert_allclose(found.value, by_x if x <= y else by_y, atol=1e-5)
     np.testing.assert_allclose(np.sum(found.weights_x), 1, atol=1e-6)
-    assert found.from_covariance == fast
+    assert found.from_covariance_x == fast
 
 
 def test_dead_neurons_do_not_choose_the_side(rng):

@@ -16,6 +16,7 @@ from svcca_jax import (
     bartlett_test,
     cca,
     random_baseline,
+    random_coefficients,
 )
 
 
@@ -76,3 +77,28 @@ def test_the_published_baseline_of_svcca(getkey):
     np.testing.assert_allclose(np.mean(found), 0.19, atol=0.01)
     cut = MeanSVCCA(keep=FixedCount(20))
     assert jnp.mean(random_baseline(cut, (500, 25), (500, 25), key=getkey())) < 0.19
+
+
+def test_bartlett_with_too_few_datapoints_is_not_known(rng):
+    x, y = rng.standard_normal((2, 30, 20))
+    test = bartlett_test(cca(x, y), 30)
+    assert np.isnan(test.p_values).all()
+    assert test.significant() == 0
+    result = cca(x[:, :4], y[:, :4])
+    traced = jax.jit(lambda count: bartlett_test(result, count).p_values)
+    np.testing.assert_allclose(
+        traced(jnp.asarray(30)), bartlett_test(result, 30).p_values, rtol=1e-5
+    )
+
+
+def test_random_coefficients(getkey):
+    found = random_coefficients([200, 6], [200, 4], key=getkey(), repeats=3)
+    assert found.shape == (3, 4)
+    assert (np.diff(found, axis=1) <= 0).all()
+    assert 0 < found.max() < 0.6
+    kept = random_coefficients(
+        (200, 6), (200, 4), key=getkey(), keep=FixedCount(2), repeats=1
+    )
+    assert (np.asarray(kept)[:, 2:] == 0).all()
+    with pytest.raises(ValueError, match="200 datapoints and y has 100"):
+        random_coefficients((200, 6), (100, 4), key=getkey())
