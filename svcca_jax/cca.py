@@ -27,6 +27,7 @@ from svcca_jax.spectrum import (
     find_spectrum_of_covariance,
     overlap,
 )
+from svcca_jax.whiten import find_whitened
 
 EVERY = AllDirections()
 
@@ -88,7 +89,7 @@ def cca(
       x: Activations [datapoints, neurons_x]; integers and booleans become floats.
       y: Activations [datapoints, neurons_y] for the same datapoints.
       mask: True on the datapoints that count (padding is False).
-      fast: Use covariances where that is accurate; see `spectrum.find_spectrum`.
+      fast: Use covariances where that is accurate; see `whiten.find_whitened`.
 
     Raises:
       ValueError: For shapes that do not match, empty layers and values that are not
@@ -105,8 +106,9 @@ def cca(
 @functools.partial(jax.jit, static_argnames=("fast",))
 def _cca(x: Array, y: Array, mask: Array | None, *, fast: bool) -> CCA:
     datapoints = count_datapoints(x, mask)
-    layer_x = find_spectrum(center(x, mask), datapoints, fast=fast)
-    layer_y = find_spectrum(center(y, mask), datapoints, fast=fast)
+    find = find_whitened if fast else find_spectrum
+    layer_x = find(center(x, mask), datapoints)
+    layer_y = find(center(y, mask), datapoints)
     return correlate(layer_x, layer_y, overlap(layer_x, layer_y))
 
 
@@ -268,7 +270,8 @@ class MeanCCA:
         datapoints: Int[Array, ""],
     ) -> Spectrum:
         """Decomposes one layer."""
-        return find_spectrum(centered, datapoints, fast=self.fast)
+        find = find_whitened if self.fast else find_spectrum
+        return find(centered, datapoints)
 
     def prepare_moments(
         self, comoment: Float[Array, "neurons neurons"], datapoints: Int[Array, ""]
