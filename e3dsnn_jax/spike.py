@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from e3dsnn_jax.lif_scan import MAX_LEVELS, Dynamics, run_lif
+
 SpikeFn = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 """A step function whose derivative is a surrogate: spikes of a potential."""
 
@@ -81,18 +83,30 @@ def binary_spike(width: float = 1.0) -> SpikeFn:
     """
     if width <= 0:
         raise ValueError(f"the surrogate needs width > 0, got width={width}")
+    return _BinarySpike(width)
 
-    @jax.custom_jvp
-    def step(membrane):
-        return (membrane >= 0).astype(membrane.dtype)
 
-    @step.defjvp
-    def step_jvp(primals, tangents):
-        (membrane,), (tangent,) = primals, tangents
-        inside = jnp.abs(membrane) < width / 2
-        return step(membrane), jnp.where(inside, tangent / width, 0)
+@dataclasses.dataclass(frozen=True)
+class _BinarySpike:
+    """The function that `binary_spike` returns, which knows its width."""
 
-    return step
+    width: float
+
+    def __call__(self, membrane: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return _heaviside(membrane, self.width)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _heaviside(membrane, width):
+    del width
+    return (membrane >= 0).astype(membrane.dtype)
+
+
+@_heaviside.defjvp
+def _heaviside_jvp(width, primals, tangents):
+    (membrane,), (tangent,) = primals, tangents
+    inside = jnp.abs(membrane) < width / 2
+    return _heaviside(membrane, width), jnp.where(inside, tangent / width, 0)
 
 
 def soft_reset(
@@ -110,13 +124,7 @@ def hard_reset(
     return jnp.where(spikes > 0, 0, membrane)
 
 
-def _run(
-    currents: Float[Array, " time *shape"],
-    spike: SpikeFn,
-    reset: ResetFn,
-    decay: float,
-    threshold: float,
-) -> NeuronTrace:
+def _check(currents: Float[Array, " time *shape"], decay: float) -> None:
     if not 0 <= decay <= 1:
         raise ValueError(f"decay must lie in [0, 1], got decay={decay}")
     if currents.shape[0] == 0:
@@ -124,6 +132,20 @@ def _run(
             f"neurons need at least one time step, got currents of {currents.shape}"
         )
 
+
+def _is_known(reset: ResetFn, *constants: float) -> bool:
+    # An array among the constants may be traced, or be differentiated by the caller.
+    known = all(isinstance(constant, int | float) for constant in constants)
+    return known and (reset is soft_reset or reset is hard_reset)
+
+
+def _run(
+    currents: Float[Array, " time *shape"],
+    spike: SpikeFn,
+    reset: ResetFn,
+    decay: float,
+    threshold: float,
+) -> NeuronTrace:
     def step(carried, current):
         membrane = carried + current
         spikes = spike(membrane)
@@ -148,7 +170,9 @@ def lif(
               h_t = \beta\, r(u_t, s_t)
 
     with :math:`r = u (1 - s)` for `hard_reset` and :math:`u - \theta s` for
-    `soft_reset`; :math:`h_0 = 0`. Gradients flow through the reset.
+    `soft_reset`; :math:`h_0 = 0`. Gradients flow through the reset, in both modes. For
+    the resets and surrogates of this module the derivative keeps one byte a step;
+    other functions are differentiated as they are.
 
     Args:
       currents: Input x of each step, in the units of the threshold.
@@ -166,7 +190,15 @@ def lif(
     Source: E-3DSNN (AAAI 2025), the LIF neuron; the reset and the decay act in the
     order of that paper (the decayed potential is what the next step receives).
     """
+    _check(currents, decay)
     step = binary_spike() if spike is None else spike
+    if isinstance(step, _BinarySpike) and _is_known(
+        reset, decay, threshold, step.width
+    ):
+        dynamics = Dynamics(
+            decay, threshold, hard=reset is hard_reset, width=step.width
+        )
+        return NeuronTrace(*run_lif(currents, dynamics))
     return _run(currents, lambda u: step(u - threshold), reset, decay, threshold)
 
 
@@ -183,7 +215,8 @@ def integer_lif(
               s_t = \lfloor \mathrm{clip}(u_t, 0, D) + 1/2 \rfloor, \quad
               h_t = \beta\,(u_t - s_t)
 
-    One step is `integer_spike`. Gradients flow through the reset.
+    One step is `integer_spike`. Gradients flow through the reset, in both modes, and
+    keep one byte a step unless the reset is a function of your own.
 
     Args:
       currents: Input x of each step, in units of one spike.
@@ -199,6 +232,10 @@ def integer_lif(
 
     Source: the I-LIF neuron that E-3DSNN trains with, T x D = 1 x 4 by default.
     """
+    _check(currents, decay)
+    if levels <= MAX_LEVELS and _is_known(reset, decay):
+        dynamics = Dynamics(decay, 1.0, hard=reset is hard_reset, levels=levels)
+        return NeuronTrace(*run_lif(currents, dynamics))
     return _run(currents, lambda u: integer_spike(u, levels), reset, decay, 1.0)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from e3dsnn_jax.executors import BATCHED, BLOCKS, GATHERED
 from e3dsnn_jax.kernel_map import (
     KernelMap,
     blocks_needed,
@@ -31,10 +32,12 @@ STRIDED = [
     make_kernel(3, stride=2, padding=1),
     make_kernel((3, 1, 1), stride=(2, 1, 1)),
 ]
-EXECUTORS = {
-    "blocks": (module._forward_blocks, module._backward_blocks),
-    "batched": (module._forward_batched, module._backward_batched),
-}
+EXECUTORS = {"blocks": BLOCKS, "gathered": GATHERED, "batched": BATCHED}
+# Every kernel with the executor of this machine; the others read the same maps.
+SUBMANIFOLD_CASES = [("blocks", kernel) for kernel in SUBMANIFOLD]
+SUBMANIFOLD_CASES += [(name, SUBMANIFOLD[1]) for name in ("gathered", "batched")]
+STRIDED_CASES = [("blocks", kernel) for kernel in STRIDED]
+STRIDED_CASES += [(name, STRIDED[1]) for name in ("gathered", "batched")]
 
 
 @pytest.fixture(params=EXECUTORS)
@@ -122,7 +125,9 @@ def check(rng, coords, out_coords, pairs, kernel, shift, dense_out, c_in, c_out)
     np.testing.assert_allclose(d_weights, dw, atol=2e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", SUBMANIFOLD)
+@pytest.mark.parametrize(
+    ("executor", "kernel"), SUBMANIFOLD_CASES, indirect=["executor"]
+)
 @pytest.mark.parametrize(("name", "coords"), CASES)
 def test_submanifold_is_the_dense_convolution_on_its_own_sites(
     rng, executor, name, coords, kernel
@@ -138,7 +143,7 @@ def test_submanifold_is_the_dense_convolution_on_its_own_sites(
     check(rng, coords, coords, pairs, kernel, shift, dense_out, 3, 5)
 
 
-@pytest.mark.parametrize("kernel", STRIDED)
+@pytest.mark.parametrize(("executor", "kernel"), STRIDED_CASES, indirect=["executor"])
 @pytest.mark.parametrize(("name", "coords"), CASES)
 def test_strided_is_the_dense_convolution_on_reached_sites(
     rng, executor, name, coords, kernel

@@ -52,7 +52,9 @@ class ShardClouds:
         name, normals = self.names[position], self.normals[shard]
         points = decode(self.points[shard][row], 32767)
         if normals is not None:
-            normals = unit_normals(decode(normals[row], 127), name)
+            normals = decode(normals[row], 127)
+            if normals.shape == points.shape:  # else `check_cloud` refuses the cloud
+                normals = unit_normals(normals, name)
         return PointCloud(points, normals, int(self.labels[position]), name)
 
 

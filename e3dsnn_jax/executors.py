@@ -1,0 +1,217 @@
+"""The executors of the sparse convolution: three ways to the same sums.
+
+* **blocks** (CPU): a loop over the blocks that exist, each a gather, one product and
+  a scatter-add. Spare capacity costs nothing.
+* **gathered** (accelerators): one step a kernel offset, which gathers the row that
+  meets each output, if any, and adds its product. No scatter of features: no atomic
+  additions, so that a run repeats bit for bit, and nothing that a TPU is slow at; the
+  rows without a partner are multiplied in vain.
+* **batched**: all blocks at once as one batched product and one segment-sum; less work
+  than gathering, but its additions come in any order on a GPU.
+
+Each is a forward pass `(rows, kernel, kernel_map, num_out=)` and a backward pass
+`(rows, kernel, kernel_map, cotangent, input_gradient=)`. `rows` and `cotangent` carry a
+row of zeros at their end, which the entries of a map without a pair refer to.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jraph
+from jaxtyping import Array, Int32
+
+from e3dsnn_jax.kernel_map import KernelMap
+
+# Below this many input channels an elementwise product beats a matrix product on CPU.
+_ELEMENTWISE_CHANNELS = 8
+
+# What a NaN is while spikes travel as int8, which has none: it must reach the output.
+NAN_SPIKE = -128
+
+
+class Executor(NamedTuple):
+    """A forward and a backward pass."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+
+
+def _gather(rows, index, dtype):
+    """Rows of every pair as `[..., pairs * time, channels]`, as real numbers."""
+    taken = rows.at[index].get(mode="promise_in_bounds")
+    taken = taken.reshape(*index.shape[:-1], -1, rows.shape[-1])
+    if rows.dtype != jnp.int8:
+        return taken.astype(dtype)
+    return jnp.where(taken == NAN_SPIKE, jnp.nan, taken.astype(dtype))
+
+
+def _product(left, right):
+    """Matrix product; elementwise over few channels, where it is faster on CPU."""
+    if left.shape[-1] <= _ELEMENTWISE_CHANNELS:
+        terms = left[:, :, None].astype(jnp.float32) * right[None].astype(jnp.float32)
+        return jnp.sum(terms, axis=1)
+    return _dot(left, right)
+
+
+def _dot(left, right):
+    """Matrix products, summed in float32."""
+    # Accelerators would round float32 operands to fewer digits unless asked not to;
+    # who wants that asks for bfloat16.
+    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+    return jnp.matmul(
+        left, right, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def _start(kernel_map, shape):
+    """Zeros to accumulate on, or NaN if the map is truncated."""
+    overflow = kernel_map.blocks_needed > kernel_map.capacity
+    return jnp.full(shape, jnp.where(overflow, jnp.nan, 0.0).astype(jnp.float32))
+
+
+def _forward_blocks(rows, kernel, kernel_map, *, num_out):
+    time, c_out = rows.shape[1], kernel.shape[-1]
+
+    def block(index, outputs):
+        taken = _gather(rows, kernel_map.senders[index], kernel.dtype)
+        messages = _product(taken, kernel[kernel_map.offset[index]])
+        return outputs.at[kernel_map.receivers[index]].add(
+            messages.reshape(-1, time, c_out), mode="promise_in_bounds"
+        )
+
+    used = jnp.minimum(kernel_map.blocks_needed, kernel_map.capacity)
+    start = _start(kernel_map, (num_out + 1, time, c_out))
+    return jax.lax.fori_loop(0, used, block, start)[:num_out]
+
+
+def _backward_blocks(rows, kernel, kernel_map, cotangent, *, input_gradient):
+    num_in, time, c_in = rows.shape
+    c_out = kernel.shape[-1]
+
+    def block(index, carry):
+        d_inputs, d_kernel = carry
+        senders, offset = kernel_map.senders[index], kernel_map.offset[index]
+        taken = _gather(rows, senders, kernel.dtype)
+        given = _gather(cotangent, kernel_map.receivers[index], cotangent.dtype)
+        d_matrix = _dot(taken.T, given)
+        d_kernel = d_kernel.at[offset].add(d_matrix, mode="promise_in_bounds")
+        if input_gradient:
+            messages = _product(given, kernel[offset].T)
+            d_inputs = d_inputs.at[senders].add(
+                messages.reshape(-1, time, c_in), mode="promise_in_bounds"
+            )
+        return d_inputs, d_kernel
+
+    used = jnp.minimum(kernel_map.blocks_needed, kernel_map.capacity)
+    start = (
+        _start(kernel_map, (num_in if input_gradient else 1, time, c_in)),
+        _start(kernel_map, (kernel.shape[0], c_in, c_out)),
+    )
+    d_inputs, d_kernel = jax.lax.fori_loop(0, used, block, start)
+    if not input_gradient:
+        d_inputs = jnp.zeros((num_in, time, c_in))
+    return d_inputs[:-1], d_kernel
+
+
+def _sum_to_rows(messages, index, num_rows):
+    """Segment-sum of `[blocks, pairs * time, channels]` to their rows."""
+    flat = messages.reshape(index.size, -1, messages.shape[-1])
+    return jraph.segment_sum(flat, index.reshape(-1), num_segments=num_rows)
+
+
+def _forward_batched(rows, kernel, kernel_map, *, num_out):
+    taken = _gather(rows, kernel_map.senders, kernel.dtype)
+    messages = _dot(taken, kernel[kernel_map.offset])
+    outputs = _sum_to_rows(messages, kernel_map.receivers, num_out)
+    return outputs + _start(kernel_map, (1, 1, 1))
+
+
+def _backward_batched(rows, kernel, kernel_map, cotangent, *, input_gradient):
+    taken = _gather(rows, kernel_map.senders, kernel.dtype)
+    given = _gather(cotangent, kernel_map.receivers, cotangent.dtype)
+    per_block = _dot(taken.mT, given)
+    d_kernel = jraph.segment_sum(
+        per_block, kernel_map.offset, num_segments=kernel.shape[0]
+    )
+    poison = _start(kernel_map, (1, 1, 1))
+    num_in, time, c_in = rows.shape
+    if not input_gradient:
+        return jnp.zeros((num_in - 1, time, c_in)), d_kernel + poison
+    messages = _dot(given, kernel[kernel_map.offset].mT)
+    d_inputs = _sum_to_rows(messages, kernel_map.senders, num_in)[:-1]
+    return d_inputs + poison, d_kernel + poison
+
+
+def _partners(
+    targets: Int32[Array, "blocks pairs"],
+    partners: Int32[Array, "blocks pairs"],
+    kernel_map: KernelMap,
+    *,
+    num_targets: int,
+    num_offsets: int,
+) -> Int32[Array, "{num_offsets} {num_targets}"]:
+    """The partner of each row under each offset; -1 without one.
+
+    A row has at most one under an offset, so that no two entries meet in a place.
+    """
+    table = jnp.full((num_offsets, num_targets + 1), -1, jnp.int32)
+    offset = jnp.broadcast_to(kernel_map.offset[:, None], targets.shape)
+    table = table.at[offset, targets].set(partners, mode="promise_in_bounds")
+    return table[:, :-1]
+
+
+def _forward_gathered(rows, kernel, kernel_map, *, num_out):
+    table = _partners(
+        kernel_map.receivers,
+        kernel_map.senders,
+        kernel_map,
+        num_targets=num_out,
+        num_offsets=len(kernel),
+    )
+    # The last row is zeros: -1 is it.
+    table = jnp.where(table < 0, rows.shape[0] - 1, table)
+    time, c_out = rows.shape[1], kernel.shape[-1]
+
+    def add(total, step):
+        index, matrix = step
+        return total + _dot(_gather(rows, index, kernel.dtype), matrix), None
+
+    start = _start(kernel_map, (num_out * time, c_out))
+    total, _ = jax.lax.scan(add, start, (table, kernel))
+    return total.reshape(num_out, time, c_out)
+
+
+def _backward_gathered(rows, kernel, kernel_map, cotangent, *, input_gradient):
+    num_in, time, c_in = rows.shape
+    num_in, num_out = num_in - 1, cotangent.shape[0] - 1
+    table = _partners(
+        kernel_map.senders,
+        kernel_map.receivers,
+        kernel_map,
+        num_targets=num_in,
+        num_offsets=len(kernel),
+    )
+    table = jnp.where(table < 0, num_out, table)
+    flat = _gather(rows, jnp.arange(num_in), kernel.dtype)
+
+    def add(total, step):
+        index, matrix = step
+        given = _gather(cotangent, index, cotangent.dtype)
+        if input_gradient:
+            total = total + _dot(given, matrix.T)
+        return total, _dot(flat.T, given)
+
+    start = _start(kernel_map, (num_in * time, c_in))
+    d_inputs, d_kernel = jax.lax.scan(add, start, (table, kernel))
+    if not input_gradient:
+        d_inputs = jnp.zeros_like(d_inputs)
+    return d_inputs.reshape(num_in, time, c_in), d_kernel + _start(
+        kernel_map, (1, 1, 1)
+    )
+
+
+BLOCKS = Executor(_forward_blocks, _backward_blocks)
+GATHERED = Executor(_forward_gathered, _backward_gathered)
+BATCHED = Executor(_forward_batched, _backward_batched)
