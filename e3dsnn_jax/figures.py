@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from e3dsnn_jax.data.clouds import PointCloud
 from e3dsnn_jax.training.metrics import FiringRate
+from e3dsnn_jax.whole_file import whole_file
 
 _BLUE, _ORANGE, _GREY = "#2f6db3", "#d9722b", "#8a8a8a"
 
@@ -187,7 +188,8 @@ def _figure(width: float, height: float) -> Figure:
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=130)
 
 
 def _tidy(axes: Axes) -> None:

@@ -4,7 +4,6 @@
 `export_state` are the same for a state dict that is already in memory.
 """
 
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from e3dsnn_jax.backbone import Architecture
+from e3dsnn_jax.npz import load_npz
 from e3dsnn_jax.parameter_names import (
     Variables,
     architecture_of,
@@ -267,14 +267,13 @@ def import_weights(path: str | Path) -> tuple[dict[str, Any], ImportReport]:
     if _suffix(path) == ".pth":
         return import_published(path)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            flat = {name: archive[name] for name in archive.files}
+        flat = load_npz(path)
         for name, array in flat.items():
             flat[name] = _as_float32(array, name=name)
         architecture_of(flat)  # before any name is taken for a path
         variables = traverse_util.unflatten_dict(flat, sep="/")
         state = export_state(variables)
-    except (zipfile.BadZipFile, EOFError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: no weights of a classifier: {error}") from error
     return import_state(state, source=str(path))
 

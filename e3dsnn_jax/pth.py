@@ -94,6 +94,7 @@ def read_pth(path: str | Path) -> Any:
         NotImplementedError,
         RuntimeError,  # an encrypted entry
         EOFError,
+        OSError,  # a place ahead of the start of the file
         struct.error,
         ValueError,
     ) as error:

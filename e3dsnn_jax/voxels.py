@@ -100,9 +100,10 @@ def voxelize(
                 f"{name}: {int((~finite).sum())} of {len(values)} {what} are NaN or "
                 f"infinite, the first is row {row}: {values[row].tolist()}; remove them"
             )
-    cells = np.floor(points.astype(np.float64) / voxel_size)
-    cells -= cells.min(0)
-    if cells.max() >= 2**31 - 1:
+    with np.errstate(over="ignore", invalid="ignore"):  # refused just below
+        cells = np.floor(points.astype(np.float64) / voxel_size)
+        cells -= cells.min(0)
+    if not cells.max() < 2**31 - 1:
         raise ValueError(
             f"{name}: the cloud spans {cells.max():.3g} cells of {voxel_size} along an "
             "axis, more than 2**31; use a larger voxel_size or remove outliers"

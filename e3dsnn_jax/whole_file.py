@@ -8,6 +8,17 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives errors of the file system that name no file the name of this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Lends a name beside `path` to write to; the file gets its own name at the end.
 
@@ -25,7 +36,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     # Random, so that two processes that write the same file do not share it.
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        yield unfinished
-        os.replace(unfinished, path)
+        with naming(path):
+            yield unfinished
+            os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Checkpoints: exact, verified, and forgiving of one that is broken."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,26 @@ def test_latest_stands_in_for_a_missing_best_and_says_so(
     assert "no best checkpoint that can be read: the latest" in capsys.readouterr().err
     restore_variables(tmp_path)
     assert capsys.readouterr().err == ""
+
+
+def test_a_position_that_was_altered_is_noticed(
+    run: Path, capsys: pytest.CaptureFixture[str]
+):
+    (meta,) = (run / "checkpoints" / "3" / "meta").glob("metadata")
+    text = meta.read_text()
+    assert '"step": 3' in text
+    meta.write_text(text.replace('"step": 3', '"step": 9'))
+    assert restore_variables(run).step == 2
+    assert "position does not have the checksum" in capsys.readouterr().err
+
+
+def test_a_time_that_no_calendar_has_is_an_error_with_advice(run: Path):
+    path = run / "checkpoints" / "3" / "_CHECKPOINT_METADATA"
+    stamp = json.loads(path.read_text())
+    stamp["commit_timestamp_nsecs"] = int(f"{stamp['commit_timestamp_nsecs']}111")
+    path.write_text(json.dumps(stamp))
+    with pytest.raises(CheckpointError, match="_CHECKPOINT_METADATA there is damaged"):
+        restore_variables(run)
 
 
 def test_no_checkpoint_can_be_read(run: Path):

@@ -152,7 +152,9 @@ def _read_hdf5(path: Path, keys: list[str]) -> list[np.ndarray]:
         with h5py.File(path) as file:
             present = list(file)
             arrays = {key: np.asarray(file[key]) for key in keys if key in file}
-    except (OSError, RuntimeError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # h5py has no error of its own
         raise ValueError(
             f"{path}: cannot be read as HDF5: {error}; it may be cut short, get it "
             "again"

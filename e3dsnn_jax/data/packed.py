@@ -158,7 +158,7 @@ def load_packed(stem: Path) -> PackedClouds | None:
         for rows, expected in zip(clouds.rows, clouds.index.checksums, strict=True):
             if _checksum(rows) != expected:
                 return None
-    except (OSError, ValueError, TypeError, EOFError):
+    except Exception:  # a damaged header fails in many ways
         return None
     return clouds
 
@@ -187,7 +187,10 @@ def _map_rows(stem: Path, ending: str) -> Float[np.ndarray, "rows 3"]:
     path = _path(stem, ending)
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+    # The checksum is of the bytes alone, not of what they stand for.
+    if by_column or dtype != np.dtype("<f4") or shape[1:] != (3,):
+        raise ValueError(f"{path}: holds {shape} of {dtype}, not rows of 3 float32")
     if shape[0] == 0:  # an empty array cannot be mapped
         return np.zeros(shape, dtype)
     return np.load(path, mmap_mode="r")
@@ -232,8 +235,16 @@ class _RowFile:
 
 @contextlib.contextmanager
 def _row_file(path: Path) -> Iterator[_RowFile]:
-    with whole_file(path) as unfinished, unfinished.open("xb") as file:
-        yield _RowFile(file)
+    with whole_file(path) as unfinished:
+        file = unfinished.open("xb")
+        try:
+            yield _RowFile(file)
+        except BaseException:
+            # What is left in its buffer may fail once more, and hide the first error.
+            with contextlib.suppress(OSError):
+                file.close()
+            raise
+        file.close()
 
 
 def _write_index(index: CloudIndex, stem: Path) -> None:

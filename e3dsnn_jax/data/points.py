@@ -6,7 +6,6 @@ triangles, as the file winds them; ModelNet winds many of its triangles inwards.
 """
 
 import io
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import trimesh
 from jaxtyping import Float
 
 from e3dsnn_jax.data.clouds import PointCloud, check_cloud, unit_normals
+from e3dsnn_jax.npz import broken_file, load_npz
 
 MESH_POINTS = 10_000
 """Points drawn from a mesh, as many as the resampled ModelNet40 has."""
@@ -72,29 +72,6 @@ def decode(values: np.ndarray, full_scale: int) -> Float[np.ndarray, "*shape"]:
     return decoded
 
 
-def load_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz file.
-
-    Raises:
-      ValueError: If the file is broken or cut short, with its path.
-    """
-    try:
-        # Opened here, because np.load forgets to close a file that it cannot read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _broken(path, "an npz file", error) from error
-
-
-def _broken(path: Path, kind: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path}: cannot be read as {kind}: {error or type(error).__name__}; it may be "
-        "cut short, get it again"
-    )
-
-
 def _read_npz(path: Path) -> tuple[Rows, Rows | None]:
     arrays = load_npz(path)
     if "points" not in arrays:
@@ -118,11 +95,14 @@ def _read_npz(path: Path) -> tuple[Rows, Rows | None]:
 
 def _read_npy(path: Path) -> tuple[Rows, Rows | None]:
     try:
-        columns = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            columns = np.load(file, allow_pickle=False)
+            if file.read(1):
+                raise ValueError("it is longer than its header says")
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, EOFError) as error:
-        raise _broken(path, "an npy file", error) from error
+    except Exception as error:  # a damaged header fails in many ways
+        raise broken_file(path, "an npy file", error) from error
     if columns.ndim != 2 or columns.shape[1] not in (3, 6):
         raise ValueError(
             f"{path}: has shape {columns.shape}, expected (points, 3) or (points, 6)"
@@ -202,11 +182,13 @@ def _read_mesh(path: Path, mesh_points: int) -> tuple[Rows, Rows | None]:
         if isinstance(loaded, trimesh.Scene):
             loaded = loaded.to_geometry()
     except Exception as error:  # its parsers fail in every way that Python knows
-        raise _broken(path, f"{kind} geometry", error) from error
+        raise broken_file(path, f"{kind} geometry", error) from error
     if isinstance(loaded, trimesh.PointCloud):
         return np.asarray(loaded.vertices), _ply_normals(loaded)
     if not isinstance(loaded, trimesh.Trimesh) or len(loaded.vertices) == 0:
         raise ValueError(f"{path}: holds neither triangles nor points")
+    if not np.shape(loaded.vertices)[1:] == np.shape(loaded.faces)[1:] == (3,):
+        raise ValueError(f"{path}: its vertices or triangles are no rows of 3 numbers")
     if not np.isfinite(loaded.vertices).all():
         raise ValueError(f"{path}: some vertices are NaN or infinite")
     if len(loaded.faces) and not 0 <= loaded.faces.min() <= loaded.faces.max() < len(
@@ -261,7 +243,7 @@ def _check_off(path: Path, content: bytes) -> bytes:
             f"{present} lines follow; the file is cut short, get it again"
         )
     last = lines[1 + vertices + faces].split()
-    if faces and len(last) <= int(last[0]):
+    if faces and (not last[0].isdigit() or len(last) <= int(last[0])):
         raise ValueError(f"{path}: the last face is cut short, get the file again")
     return b"\n".join(lines)
 

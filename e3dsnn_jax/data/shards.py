@@ -21,7 +21,8 @@ from e3dsnn_jax.data.clouds import (
     check_index,
     unit_normals,
 )
-from e3dsnn_jax.data.points import decode, load_npz
+from e3dsnn_jax.data.points import decode
+from e3dsnn_jax.npz import load_npz
 
 CLASS_FILE = "shape_names.txt"
 """File with one class name a line, in the order of the labels."""

@@ -7,6 +7,7 @@ off or zeroed is noticed whatever its format makes of it. A folder appears under
 final name only when it is complete.
 """
 
+import json
 import sys
 import zlib
 from pathlib import Path
@@ -210,15 +211,19 @@ def restore_variables(run: Path, *, which: Which = "last") -> Restored:
 
 def _manager(folder: Path, *, keep: int | None) -> ocp.CheckpointManager:
     """A manager that keeps the latest checkpoints, or only reads (`keep` is None)."""
-    return ocp.CheckpointManager(
-        folder.absolute(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            create=keep is not None,
-            # What a killed process left half-written.
-            cleanup_tmp_directories=keep is not None,
-        ),
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        create=keep is not None,
+        # What a killed process left half-written.
+        cleanup_tmp_directories=keep is not None,
     )
+    try:
+        return ocp.CheckpointManager(folder.absolute(), options=options)
+    except (ValueError, OverflowError) as error:  # it reads every step's time
+        raise CheckpointError(
+            f"{folder}: the list of checkpoints cannot be read: {error}. One of the "
+            "files _CHECKPOINT_METADATA there is damaged; move its folder away"
+        ) from error
 
 
 def _save(
@@ -231,6 +236,7 @@ def _save(
     # written.
     arrays = jax.tree.map(lambda leaf: np.array(leaf, copy=True), items)
     checksums = {name: _checksum(tree) for name, tree in arrays.items()}
+    checksums["position"] = _checksum_of_json(meta)
     saves: dict[str, Any] = {
         name: ocp.args.StandardSave(tree) for name, tree in arrays.items()
     }
@@ -258,7 +264,15 @@ def _load(
             raise CheckpointError(
                 f"the arrays of {name!r} have the checksum {actual}, saved as {stored}"
             )
+    # Checkpoints of older versions have none.
+    stored = meta["checksums"].get("position")
+    if stored is not None and stored != _checksum_of_json(meta["position"]):
+        raise CheckpointError("its position does not have the checksum saved with it")
     return {name: found[name] for name in templates}, meta["position"]
+
+
+def _checksum_of_json(value: Any) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def _checksum(tree: Any) -> int:

@@ -29,7 +29,7 @@ from e3dsnn_jax.training.config_json import (
     from_json,
     to_json,
 )
-from e3dsnn_jax.whole_file import whole_file
+from e3dsnn_jax.whole_file import naming, whole_file
 
 CONFIG, VERSIONS, METRICS = "config.json", "versions.json", "metrics.jsonl"
 CLASS_NAMES, DATA = "class_names.json", "data.json"
@@ -168,7 +168,15 @@ def _check_same(stored: TrainConfig, config: TrainConfig) -> None:
 def _check_data(run: Path, data: dict[str, dict[str, int]]) -> None:
     if not (run / DATA).exists():  # runs of versions that did not write it
         return
-    for name, stored in _read_json(run / DATA).items():
+    found = _read_json(run / DATA)
+    fields = {"clouds", "checksum"}
+    if not (
+        isinstance(found, dict)
+        and found.keys() == data.keys()
+        and all(isinstance(s, dict) and s.keys() == fields for s in found.values())
+    ):
+        raise ConfigError(f"{run / DATA}: expected {', '.join(data)} with {fields}")
+    for name, stored in found.items():
         now = data[name]
         if stored != now:
             change = (
@@ -238,6 +246,7 @@ class MetricsLog:
         kept = [line for line in read_metrics(run) if line["step"] <= step]
         with whole_file(path) as unfinished:
             unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._path = path
         self._file = path.open("a")
         self._events = tensorboardX.SummaryWriter(
             str(run / "tensorboard"), purge_step=step + 1 if step else None
@@ -246,8 +255,9 @@ class MetricsLog:
     def write(self, kind: str, step: int, **numbers: float | int) -> None:
         """Appends one line and flushes it, so that a killed run loses none."""
         line = {"kind": kind, "step": step, **numbers}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
         for name, value in numbers.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
         self._events.flush()
@@ -270,6 +280,22 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
+    lines = path.read_text(errors="replace").split("\n")
     # What follows the last line break was cut off by the end of a process.
-    return [json.loads(line) for line in lines[:-1] if line]
+    return [
+        _read_line(line, f"{path}, line {number}")
+        for number, line in enumerate(lines[:-1], start=1)
+        if line
+    ]
+
+
+def _read_line(text: str, where: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+        if isinstance(line["kind"], str) and type(line["step"]) is int:
+            return line
+    except (ValueError, TypeError, LookupError):
+        pass
+    raise ConfigError(
+        f"{where}: not a line of metrics: {text[:80]!r}; delete it to go on without"
+    )
