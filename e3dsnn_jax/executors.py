@@ -27,9 +27,6 @@ from e3dsnn_jax.kernel_map import KernelMap
 # Below this many input channels an elementwise product beats a matrix product on CPU.
 _ELEMENTWISE_CHANNELS = 8
 
-# What a NaN is while spikes travel as int8, which has none: it must reach the output.
-NAN_SPIKE = -128
-
 
 class Executor(NamedTuple):
     """A forward and a backward pass."""
@@ -41,10 +38,7 @@ class Executor(NamedTuple):
 def _gather(rows, index, dtype):
     """Rows of every pair as `[..., pairs * time, channels]`, as real numbers."""
     taken = rows.at[index].get(mode="promise_in_bounds")
-    taken = taken.reshape(*index.shape[:-1], -1, rows.shape[-1])
-    if rows.dtype != jnp.int8:
-        return taken.astype(dtype)
-    return jnp.where(taken == NAN_SPIKE, jnp.nan, taken.astype(dtype))
+    return taken.reshape(*index.shape[:-1], -1, rows.shape[-1]).astype(dtype)
 
 
 def _product(left, right):
@@ -148,30 +142,23 @@ def _partners(
     targets: Int32[Array, "blocks pairs"],
     partners: Int32[Array, "blocks pairs"],
     kernel_map: KernelMap,
-    *,
-    num_targets: int,
     num_offsets: int,
+    num_targets: int,
+    num_partners: int,
 ) -> Int32[Array, "{num_offsets} {num_targets}"]:
-    """The partner of each row under each offset; -1 without one.
+    """The partner of each row under each offset; the last one, of zeros, without one.
 
     A row has at most one under an offset, so that no two entries meet in a place.
     """
-    table = jnp.full((num_offsets, num_targets + 1), -1, jnp.int32)
+    table = jnp.full((num_offsets, num_targets + 1), num_partners - 1, jnp.int32)
     offset = jnp.broadcast_to(kernel_map.offset[:, None], targets.shape)
     table = table.at[offset, targets].set(partners, mode="promise_in_bounds")
     return table[:, :-1]
 
 
 def _forward_gathered(rows, kernel, kernel_map, *, num_out):
-    table = _partners(
-        kernel_map.receivers,
-        kernel_map.senders,
-        kernel_map,
-        num_targets=num_out,
-        num_offsets=len(kernel),
-    )
-    # The last row is zeros: -1 is it.
-    table = jnp.where(table < 0, rows.shape[0] - 1, table)
+    senders, receivers = kernel_map.senders, kernel_map.receivers
+    table = _partners(receivers, senders, kernel_map, len(kernel), num_out, len(rows))
     time, c_out = rows.shape[1], kernel.shape[-1]
 
     def add(total, step):
@@ -185,15 +172,11 @@ def _forward_gathered(rows, kernel, kernel_map, *, num_out):
 
 def _backward_gathered(rows, kernel, kernel_map, cotangent, *, input_gradient):
     num_in, time, c_in = rows.shape
-    num_in, num_out = num_in - 1, cotangent.shape[0] - 1
+    num_in -= 1
+    senders, receivers = kernel_map.senders, kernel_map.receivers
     table = _partners(
-        kernel_map.senders,
-        kernel_map.receivers,
-        kernel_map,
-        num_targets=num_in,
-        num_offsets=len(kernel),
+        senders, receivers, kernel_map, len(kernel), num_in, len(cotangent)
     )
-    table = jnp.where(table < 0, num_out, table)
     flat = _gather(rows, jnp.arange(num_in), kernel.dtype)
 
     def add(total, step):
@@ -207,9 +190,8 @@ def _backward_gathered(rows, kernel, kernel_map, cotangent, *, input_gradient):
     d_inputs, d_kernel = jax.lax.scan(add, start, (table, kernel))
     if not input_gradient:
         d_inputs = jnp.zeros_like(d_inputs)
-    return d_inputs.reshape(num_in, time, c_in), d_kernel + _start(
-        kernel_map, (1, 1, 1)
-    )
+    d_kernel = d_kernel + _start(kernel_map, (1, 1, 1))
+    return d_inputs.reshape(num_in, time, c_in), d_kernel
 
 
 BLOCKS = Executor(_forward_blocks, _backward_blocks)

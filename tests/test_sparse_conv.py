@@ -214,22 +214,18 @@ def test_integer_inputs_change_nothing(rng, executor, c_in):
 
 
 @pytest.mark.parametrize("c_in", [4, 16])
-def test_a_nan_among_spikes_reaches_what_it_touches(rng, executor, c_in):
+def test_a_nan_among_spikes_is_no_number_afterwards(rng, executor, c_in):
     _, weights, kernel_map = make_case(rng, c_in=c_in)
     rows = int(kernel_map.senders.max())
     spikes = jnp.asarray(rng.integers(0, 5, (rows, c_in)), jnp.float32)
-    spikes = spikes.at[3, 1].set(jnp.nan)
-    results = []
-    for integer in (False, True):
-        conv = functools.partial(
-            sparse_conv, kernel_map=kernel_map, num_out=rows, integer_inputs=integer
-        )
-        outputs, pull = jax.vjp(conv, spikes, weights)
-        results.append((outputs, pull(jnp.ones_like(outputs))[1]))
-    jax.tree.map(np.testing.assert_array_equal, *results)
-    touched = np.isnan(results[1][0]).any(axis=1)
-    assert touched[3]
-    assert not touched.all()
+    conv = functools.partial(
+        sparse_conv, kernel_map=kernel_map, num_out=rows, integer_inputs=True
+    )
+    for value in (np.nan, 1):
+        outputs, pull = jax.vjp(conv, spikes.at[3, 1].set(value), weights)
+        d_kernel = pull(jnp.ones_like(outputs))[1]
+        assert np.isnan(outputs).all() == np.isnan(value)
+        assert np.isnan(d_kernel).all() == np.isnan(value)
 
 
 def test_without_input_gradient_it_is_zero_and_the_kernels_the_same(rng, executor):
