@@ -19,12 +19,10 @@ from e3dsnn_jax.kernel_map import (
     Pairs,
     block_size,
     blocks_needed,
-    check_coords,
     make_kernel,
     pack_pairs,
-    strided_pairs,
-    submanifold_pairs,
 )
+from e3dsnn_jax.kernel_pairs import check_coords, strided_pairs, submanifold_pairs
 
 SUBMANIFOLD = make_kernel(3)
 DOWN = make_kernel(2, stride=2)

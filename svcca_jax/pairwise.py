@@ -26,6 +26,9 @@ from svcca_jax.svcca import MeanSVCCA
 Indices = Int[np.ndarray, "pairs 2"]
 
 
+# A layer's place: its shape, and its number among the layers of that shape.
+Place = tuple[tuple[int, ...], int]
+
 PAPER_MEASURE = MeanSVCCA()
 # The products of all pairs of two widths are kept at once up to this size.
 CROSS_BYTES = 256 << 20
@@ -153,20 +156,45 @@ def _grid(
 ) -> Float[Array, "layers others"]:
     stacks = _stack(rows, mask, measure)
     others = stacks if columns is None else _stack(columns, mask, measure)
-    shapes = [layer.shape for layer in rows]
-    other_shapes = shapes if columns is None else [layer.shape for layer in columns]
+    places = _find_places([layer.shape for layer in rows])
+    other_places = places
+    if columns is not None:
+        other_places = _find_places([layer.shape for layer in columns])
+
+    def run(compare: Any, pairs: Int[np.ndarray, "pairs 3"]) -> Any:
+        return _map_pairs(compare, pairs, pairs_per_block, mesh)
+
     half = columns is None
-    groups = _group_pairs(_find_places(shapes), _find_places(other_shapes), half=half)
-    dtype = jnp.finfo(rows[0].dtype).dtype
-    values = jnp.zeros((len(shapes), len(other_shapes)), dtype)
-    for (shape_x, shape_y), (where, pairs) in groups.items():
-        compare = _make_compare(measure, stacks[shape_x], others[shape_y], pairs)
-        numbered = np.column_stack([pairs, np.arange(len(pairs))])
-        there, back = _map_pairs(compare, numbered, pairs_per_block, mesh)
+    return _fill(measure, stacks, places, others, other_places, run, half=half)
+
+
+def _fill(
+    measure: Measure,
+    x: dict[tuple[int, ...], Any],
+    places: list[Place],
+    y: dict[tuple[int, ...], Any],
+    other_places: list[Place],
+    run: Callable[..., Any],
+    *,
+    half: bool,
+) -> Float[Array, "layers others"]:
+    """The grid of prepared layers, whose pairs `run` compares."""
+    cells, values = [], []
+    for (shape_x, shape_y), (where, pairs) in _group_pairs(
+        places, other_places, half=half
+    ).items():
+        compare = _make_compare(measure, x[shape_x], y[shape_y], pairs)
+        there, back = run(compare, np.column_stack([pairs, np.arange(len(pairs))]))
         if half:
-            values = values.at[where[:, 1], where[:, 0]].set(back)
-        values = values.at[where[:, 0], where[:, 1]].set(there)
-    return values
+            # Before the other direction: on the diagonal they are one cell.
+            cells.append(where[:, ::-1])
+            values.append(back)
+        cells.append(where)
+        values.append(there)
+    grid = jnp.zeros((len(places), len(other_places)), values[0].dtype)
+    for where, part in zip(cells, values, strict=True):
+        grid = grid.at[where[:, 0], where[:, 1]].set(part)
+    return grid
 
 
 def _make_compare(
@@ -220,14 +248,11 @@ def _row(
             for (a, i), (b, j) in zip(places, references, strict=True)
         ]
         return jnp.stack(values)
-    grid = jnp.zeros((len(layers), len(shapes)), jnp.finfo(layers[0].dtype).dtype)
-    groups = _group_pairs(places, references, half=False)
-    for (shape_x, shape_y), (where, pairs) in groups.items():
-        compare = _make_compare(measure, ours[shape_x], prepared[shape_y], pairs)
-        numbered = np.column_stack([pairs, np.arange(len(pairs))])
-        there, _ = _map_pairs(compare, numbered, 1, None)
-        grid = grid.at[where[:, 0], where[:, 1]].set(there)
-    return grid
+
+    def run(compare: Any, pairs: Int[np.ndarray, "pairs 3"]) -> Any:
+        return _map_pairs(compare, pairs, 1, None)
+
+    return _fill(measure, ours, places, prepared, references, run, half=False)
 
 
 @functools.partial(jax.jit, static_argnames=("measure",))
@@ -245,10 +270,6 @@ def _grid_of_moments(moments: Moments, *, measure: Measure) -> Array:
             grid[j][i] = back
             grid[i][j] = there
     return jnp.stack([jnp.stack(row) for row in grid])
-
-
-# A layer's place: its shape, and its number among the layers of that shape.
-Place = tuple[tuple[int, ...], int]
 
 
 def _find_places(shapes: Sequence[tuple[int, ...]]) -> list[Place]:

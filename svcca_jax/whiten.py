@@ -1,8 +1,8 @@
 """The fast route of plain CCA: a layer's span by Cholesky, without its spectrum.
 
 The canonical correlations need any orthonormal basis of each layer's span. With
-`X^T X = L L^T` the columns of `X L^-T` are one, for a twentieth of the work of the
-eigenvectors; how accurate it is follows from the condition of `L`.
+`X^T X = L L^T` the columns of `X L^-T` are one, for less work than the eigenvectors of
+`X^T X`; how accurate it is follows from the condition of `L`.
 """
 
 import jax
@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Inexact, Int
 from svcca_jax.linalg import adjoint, product, sum_products
 from svcca_jax.spectrum import FAST_ERROR, Spectrum, find_spectrum
 
-# Steps of the power method for the extreme eigenvalues. Those that matter, far smaller
-# than all others, are found in two or three; clusters to some ten percent.
+# Steps of the power method for the extreme eigenvalues: the few that are far smaller
+# than all others, which spoil the factor, stand out after the first of them.
 _STEPS = 12
 
 

@@ -3,15 +3,8 @@
 import numpy as np
 import pytest
 
-from e3dsnn_jax.kernel_map import (
-    Pairs,
-    blocks_needed,
-    invert,
-    make_kernel,
-    pack_pairs,
-    strided_pairs,
-    submanifold_pairs,
-)
+from e3dsnn_jax.kernel_map import Pairs, blocks_needed, invert, make_kernel, pack_pairs
+from e3dsnn_jax.kernel_pairs import strided_pairs, submanifold_pairs
 from tests import oracles
 from tests.clouds_of_voxels import hard_coords, random_coords
 

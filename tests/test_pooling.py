@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e3dsnn_jax.kernel_map import make_kernel, strided_pairs
+from e3dsnn_jax.kernel_map import make_kernel
+from e3dsnn_jax.kernel_pairs import strided_pairs
 from e3dsnn_jax.pooling import cloud_mean, sparse_max_pool, sparse_mean_pool
 from e3dsnn_jax.pyramid import build_pyramid
 from tests import oracles

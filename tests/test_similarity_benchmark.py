@@ -13,8 +13,8 @@ import pytest
 import svcca_jax as sv
 from experiments.benchmarks import similarity
 from experiments.benchmarks import similarity_peers as peers
+from experiments.benchmarks.report import summarize
 from experiments.benchmarks.similarity import PARTS, SMALL, Benchmark
-from experiments.benchmarks.similarity_report import summarize
 from experiments.benchmarks.similarity_stream import Streaming, numpy_sums, stream
 from experiments.benchmarks.timing import Timing
 

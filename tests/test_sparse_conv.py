@@ -15,9 +15,8 @@ from e3dsnn_jax.kernel_map import (
     invert,
     make_kernel,
     pack_pairs,
-    strided_pairs,
-    submanifold_pairs,
 )
+from e3dsnn_jax.kernel_pairs import strided_pairs, submanifold_pairs
 from e3dsnn_jax.sparse_conv import sparse_conv
 from tests import oracles
 from tests.clouds_of_voxels import hard_coords, random_coords

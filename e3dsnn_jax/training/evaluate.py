@@ -126,8 +126,8 @@ def evaluate(
             bad = batch.indices[real][~np.isfinite(logits).all(axis=1)][0]
             raise ValueError(
                 f"the logits of cloud {bad} of {len(labels)} are not finite: the "
-                "weights are broken or the training has diverged; evaluate an earlier "
-                "checkpoint, or train with a lower learning rate"
+                "weights are broken or the training has diverged; evaluate the best "
+                "checkpoint (--checkpoint best), or train with a lower learning rate"
             )
         labels[batch.indices[real]] = batch.labels[real]
         summed[batch.indices[real]] += _softmax(logits)

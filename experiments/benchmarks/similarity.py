@@ -32,8 +32,7 @@ import tyro
 
 import svcca_jax as sv
 from experiments.benchmarks import similarity_peers as peers
-from experiments.benchmarks.similarity_memory import Checkpoints, run_in_child
-from experiments.benchmarks.similarity_report import (
+from experiments.benchmarks.report import (
     describe,
     format_table,
     is_ours,
@@ -42,6 +41,7 @@ from experiments.benchmarks.similarity_report import (
     summarize,
     timed,
 )
+from experiments.benchmarks.similarity_memory import Checkpoints, run_in_child
 from experiments.benchmarks.similarity_stream import Streaming
 from experiments.benchmarks.timing import Timing, Timings, interleave, is_busy
 
@@ -209,7 +209,7 @@ def measure(
       config: How many rounds.
 
     Returns:
-      The fields of `similarity_report.summarize`, `first_call_seconds` and `error`.
+      The fields of `report.summarize`, `first_call_seconds` and `error`.
     """
     values: dict[tuple[str, str], Any] = {}
 

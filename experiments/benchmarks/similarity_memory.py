@@ -20,16 +20,16 @@ import numpy as np
 import tyro
 
 import svcca_jax as sv
-from experiments.benchmarks.similarity_peers import (
-    correlations,
-    decompose,
-    make_layers,
-)
-from experiments.benchmarks.similarity_report import (
+from experiments.benchmarks.report import (
     peak_memory,
     report,
     summarize,
     timed,
+)
+from experiments.benchmarks.similarity_peers import (
+    correlations,
+    decompose,
+    make_layers,
 )
 from experiments.benchmarks.similarity_stream import Streaming, measure_streaming
 from experiments.benchmarks.timing import interleave

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 import svcca_jax as sv
-from experiments.benchmarks.similarity_report import (
+from experiments.benchmarks.report import (
     peak_memory,
     report,
     summarize,

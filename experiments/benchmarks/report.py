@@ -1,4 +1,4 @@
-"""What `similarity` says of its times and memory: JSON fields, a table, figures."""
+"""What benchmarks say of their times and memory: JSON fields, a table, figures."""
 
 import importlib.metadata
 import os
