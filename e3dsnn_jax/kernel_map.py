@@ -161,16 +161,16 @@ def pack_pairs(
     """
     per_offset = -(-pairs.counts // pairs_per_block)
     needed = int(per_offset.sum())
-    first_pair = np.cumsum(pairs.counts) - pairs.counts
-    first_slot = (np.cumsum(per_offset) - per_offset) * pairs_per_block
-    slots = np.arange(len(pairs.senders)) + np.repeat(
-        first_slot - first_pair, pairs.counts
-    )
     size = max(needed, blocks_capacity) * pairs_per_block
     senders = np.full(size, num_in, np.int32)
     receivers = np.full(size, num_out, np.int32)
-    senders[slots] = pairs.senders
-    receivers[slots] = pairs.receivers
+    pair = slot = 0
+    # A copy an offset: its pairs stay together.
+    for count, blocks in zip(pairs.counts.tolist(), per_offset.tolist(), strict=True):
+        senders[slot : slot + count] = pairs.senders[pair : pair + count]
+        receivers[slot : slot + count] = pairs.receivers[pair : pair + count]
+        pair += count
+        slot += blocks * pairs_per_block
     offset = np.zeros(max(needed, blocks_capacity), np.int32)
     offset[:needed] = np.repeat(np.arange(len(pairs.counts)), per_offset)
     kept = blocks_capacity * pairs_per_block

@@ -27,7 +27,7 @@ from svcca_jax.spectrum import (
     find_spectrum_of_covariance,
     overlap,
 )
-from svcca_jax.whiten import find_whitened
+from svcca_jax.whiten import find_whitened, find_whitened_pair
 
 EVERY = AllDirections()
 
@@ -89,7 +89,8 @@ def cca(
       x: Activations [datapoints, neurons_x]; integers and booleans become floats.
       y: Activations [datapoints, neurons_y] for the same datapoints.
       mask: True on the datapoints that count (padding is False).
-      fast: Use covariances where that is accurate; see `whiten.find_whitened`.
+      fast: Use covariances where that is accurate; see `whiten`. Both layers go
+        the same way.
 
     Raises:
       ValueError: For shapes that do not match, empty layers and values that are not
@@ -106,9 +107,11 @@ def cca(
 @functools.partial(jax.jit, static_argnames=("fast",))
 def _cca(x: Array, y: Array, mask: Array | None, *, fast: bool) -> CCA:
     datapoints = count_datapoints(x, mask)
-    find = find_whitened if fast else find_spectrum
-    layer_x = find(center(x, mask), datapoints)
-    layer_y = find(center(y, mask), datapoints)
+    x, y = center(x, mask), center(y, mask)
+    if fast:
+        pair = find_whitened_pair(x, y, datapoints)
+        return _correlate(*pair, pair.from_covariance)
+    layer_x, layer_y = (find_spectrum(layer, datapoints) for layer in (x, y))
     return correlate(layer_x, layer_y, overlap(layer_x, layer_y))
 
 
@@ -191,7 +194,17 @@ def correlate(
     x: Spectrum, y: Spectrum, between: Inexact[Array, "directions_x directions_y"]
 ) -> CCA:
     """Canonical correlations over the kept directions of two decomposed layers."""
-    count = jnp.minimum(x.kept, y.kept)
+    return _correlate(between, x.kept, y.kept, x.from_covariance, y.from_covariance)
+
+
+def _correlate(
+    between: Inexact[Array, "directions_x directions_y"],
+    rank_x: Int[Array, ""],
+    rank_y: Int[Array, ""],
+    from_covariance_x: Bool[Array, ""],
+    from_covariance_y: Bool[Array, ""],
+) -> CCA:
+    count = jnp.minimum(rank_x, rank_y)
     values = jnp.clip(singular_values(between), 0, 1)
     exists = jnp.arange(len(values)) < count
     values = jnp.where(exists | jnp.isnan(values), values, 0)
@@ -199,10 +212,10 @@ def correlate(
         coefficients=values,
         num_coefficients=count,
         mean=mean_coefficient(values, count),
-        rank_x=x.kept,
-        rank_y=y.kept,
-        from_covariance_x=x.from_covariance,
-        from_covariance_y=y.from_covariance,
+        rank_x=rank_x,
+        rank_y=rank_y,
+        from_covariance_x=from_covariance_x,
+        from_covariance_y=from_covariance_y,
     )
 
 

@@ -175,6 +175,58 @@ class Classifier(nn.Module):
         return total / torch.bincount(cloud, minlength=num_clouds)[:, None]
 
 
+class Convolution:
+    """One submanifold layer, its index pairs built once and kept.
+
+    Args:
+      coords: Voxels of one cloud.
+      features: Inputs.
+      weights: One matrix an offset, in row-major order of the offsets.
+      cotangent: Of the outputs.
+    """
+
+    def __init__(
+        self,
+        coords: Int[np.ndarray, "voxels 4"],
+        features: Float[np.ndarray, "voxels channels"],
+        weights: Float[np.ndarray, "offsets c_in c_out"],
+        cotangent: Float[np.ndarray, "voxels c_out"],
+    ):
+        _, c_in, c_out = weights.shape
+        self._layer = _submanifold(c_in, c_out, "layer")
+        ordered = torch.from_numpy(weights.transpose(2, 0, 1).copy())
+        self._layer.weight.data = ordered.reshape(c_out, 3, 3, 3, c_in)
+        self._features = torch.from_numpy(features).requires_grad_()
+        self._cotangent = torch.from_numpy(cotangent)
+        extent = [int(cells) + 1 for cells in coords[:, 1:].max(0)]
+        self._inputs = spconv.SparseConvTensor(
+            self._features, torch.from_numpy(coords), extent, 1
+        )
+        with torch.no_grad():  # the pairs stay in the tensor's own table
+            self._indices = self._layer(self._inputs).indice_dict
+
+    def _run(self):
+        self._inputs.indice_dict = self._indices
+        return self._layer(self._inputs).features
+
+    def forward(self) -> Float[np.ndarray, "voxels c_out"]:
+        """The outputs, without a derivative."""
+        with torch.inference_mode():
+            return self._run().numpy()
+
+    def both(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Outputs, gradient by the inputs, gradient by the weights."""
+        self._features.grad = self._layer.weight.grad = None
+        outputs = self._run()
+        outputs.backward(self._cotangent)
+        d_inputs, d_weight = self._features.grad, self._layer.weight.grad
+        assert d_inputs is not None
+        assert d_weight is not None
+        c_out, *_, c_in = d_weight.shape
+        d_weights = d_weight.reshape(c_out, -1, c_in).permute(1, 2, 0)
+        return outputs.detach().numpy(), d_inputs.numpy(), d_weights.numpy()
+
+
 class Trainer:
     """The published recipe around the peer: what the benchmark times.
 
