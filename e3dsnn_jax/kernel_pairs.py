@@ -209,11 +209,12 @@ def submanifold_pairs(
 
 
 def _join(parts: list[tuple[np.ndarray, np.ndarray]]) -> Pairs:
-    return Pairs(
-        np.concatenate([senders for senders, _ in parts]).astype(np.int32),
-        np.concatenate([receivers for _, receivers in parts]).astype(np.int32),
-        np.array([len(senders) for senders, _ in parts], np.int64),
-    )
+    ends = [
+        np.concatenate([part[end] for part in parts], dtype=np.int32, casting="unsafe")
+        for end in (0, 1)
+    ]
+    counts = np.array([len(senders) for senders, _ in parts], np.int64)
+    return Pairs(*ends, counts)
 
 
 def strided_pairs(

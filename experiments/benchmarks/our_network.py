@@ -1,7 +1,6 @@
 """Our classifier with one batch: what the benchmarks time of it."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -94,9 +93,9 @@ class Ours:
         return features, find_levels(coords, num_levels=num_levels)
 
     def build_maps(self) -> ShapeBatch:
-        """The batch on the host, its maps built anew by one thread a device."""
-        with ThreadPoolExecutor(len(self.hands)) as threads:
-            found = list(threads.map(self._find, self.hands))
+        """The batch on the host, its maps built anew by one thread."""
+        # A thread a device takes longer: they wait for the interpreter's lock.
+        found = [self._find(hand) for hand in self.hands]
         rows = self.capacity[0].voxels
         features = np.stack([pad_features(filled, rows=rows) for filled, _ in found])
         packed = [pack_levels(levels, self.capacity) for _, levels in found]
