@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from e3dsnn_jax.layers import Activations, Unit, strided_init
+from e3dsnn_jax.layers import Activations, Compute, Unit, strided_init
 from e3dsnn_jax.pooling import voxel_mask
 from e3dsnn_jax.pyramid import Level
 from e3dsnn_jax.spike import Neuron
@@ -55,7 +55,7 @@ class Stem(nn.Module):
     channels: int
     neuron: Neuron
     batch_axis: str | None = None
-    compute_dtype: str = "float32"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -74,7 +74,7 @@ class Stem(nn.Module):
                 self.channels,
                 self.neuron if index else None,
                 batch_axis=self.batch_axis,
-                compute_dtype=self.compute_dtype,
+                compute=self.compute,
                 name=f"unit{index}",
             )
             x, inner = unit(x, level.submanifold, mask, train=train)
@@ -94,7 +94,7 @@ class Block(nn.Module):
     channels: int
     neuron: Neuron
     batch_axis: str | None = None
-    compute_dtype: str = "float32"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -113,7 +113,7 @@ class Block(nn.Module):
                 self.channels,
                 self.neuron,
                 batch_axis=self.batch_axis,
-                compute_dtype=self.compute_dtype,
+                compute=self.compute,
                 name=f"unit{index}",
             )
             x, inner = module(x, level.submanifold, mask, train=train)
@@ -131,7 +131,7 @@ class Stage(nn.Module):
     depth: int
     neuron: Neuron
     batch_axis: str | None = None
-    compute_dtype: str = "float32"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -152,7 +152,7 @@ class Stage(nn.Module):
             num_offsets=8,
             kernel_init=strided_init,
             batch_axis=self.batch_axis,
-            compute_dtype=self.compute_dtype,
+            compute=self.compute,
             name="down",
         )
         membrane, inner = down(membrane, fine.down, mask, train=train)
@@ -162,7 +162,7 @@ class Stage(nn.Module):
                 self.channels,
                 self.neuron,
                 self.batch_axis,
-                self.compute_dtype,
+                self.compute,
                 name=f"block{index}",
             )
             membrane, inner = block(membrane, coarse, mask, train=train)
@@ -179,7 +179,7 @@ class Backbone(nn.Module):
     architecture: Architecture
     neuron: Neuron = Neuron()
     batch_axis: str | None = None
-    compute_dtype: str = "float32"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -211,7 +211,7 @@ class Backbone(nn.Module):
                 f"{size.num_levels}: one for the stem and one a stage"
             )
         levels = jax.tree.map(jnp.asarray, levels)  # host arrays are welcome too
-        options = (self.neuron, self.batch_axis, self.compute_dtype)
+        options = (self.neuron, self.batch_axis, self.compute)
         mask = voxel_mask(levels[0].coords)
         stem = Stem(size.embed_channels, *options, name="stem")
         x, inner = stem(features, levels[0], mask, train=train)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from e3dsnn_jax.backbone import Architecture, Backbone
-from e3dsnn_jax.layers import Activations, submanifold_init
+from e3dsnn_jax.layers import Activations, Compute, submanifold_init
 from e3dsnn_jax.pooling import cloud_mean
 from e3dsnn_jax.pyramid import Level
 from e3dsnn_jax.spike import Neuron
@@ -26,8 +26,8 @@ class Classifier(nn.Module):
     neuron: Neuron = Neuron()
     batch_axis: str | None = None
     """Mesh axis over which BatchNorm statistics are global; None on one device."""
-    compute_dtype: str = "float32"
-    """Type of the convolutions' inputs, weights and outputs; they sum in float32."""
+    compute: Compute = Compute()
+    """Number type and order of sums of the convolutions."""
 
     @nn.compact
     def __call__(
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
             self.architecture,
             self.neuron,
             self.batch_axis,
-            self.compute_dtype,
+            self.compute,
             name="backbone",
         )
         membrane, activations = backbone(features, levels, train=train)

@@ -209,12 +209,12 @@ def submanifold_pairs(
 
 
 def _join(parts: list[tuple[np.ndarray, np.ndarray]]) -> Pairs:
-    ends = [
+    senders, receivers = (
         np.concatenate([part[end] for part in parts], dtype=np.int32, casting="unsafe")
         for end in (0, 1)
-    ]
-    counts = np.array([len(senders) for senders, _ in parts], np.int64)
-    return Pairs(*ends, counts)
+    )
+    counts = np.array([len(rows) for rows, _ in parts], np.int64)
+    return Pairs(senders, receivers, counts)
 
 
 def strided_pairs(

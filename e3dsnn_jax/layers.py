@@ -1,7 +1,8 @@
 """Linen layers: the masked BatchNorm, and the unit neuron -> convolution -> norm."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,19 @@ Activations = dict[str, Array]
 """Named intermediate results of a network, keyed by module path."""
 
 Initializer = Callable[..., Array]
+Precision = Literal["float32", "bfloat16", "bfloat16_split"]
+
+
+class Compute(NamedTuple):
+    """How convolutions are computed; their sums are taken in float32 always."""
+
+    precision: Precision = "float32"
+    """`bfloat16`: inputs, weights, outputs and their gradients. `bfloat16_split`: each
+    weight as the sum of two bfloat16 numbers, good to 2**-16 of its size, and float32
+    outputs; spikes are exact in bfloat16, and layers with real inputs use float32."""
+    deterministic: bool = True
+    """Whether a GPU must add in the same order each time; see `sparse_conv`."""
+
 
 submanifold_init: Initializer = nn.initializers.normal(0.02)
 """Normal with standard deviation 0.02: the published `trunc_normal` cuts at 100 of
@@ -119,7 +133,7 @@ class SparseConv(nn.Module):
     """Inputs are spikes (whole numbers 0..127)."""
     input_gradient: bool = True
     """Whether anything before this layer learns."""
-    compute_dtype: str = "float32"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -132,15 +146,25 @@ class SparseConv(nn.Module):
         """Convolves along the map; see `sparse_conv`."""
         shape = (self.num_offsets, inputs.shape[-1], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
-        dtype = jnp.dtype(self.compute_dtype)
-        return sparse_conv(
-            inputs.astype(dtype),
-            kernel.astype(dtype),
-            kernel_map,
+        convolve = functools.partial(
+            sparse_conv,
+            kernel_map=kernel_map,
             num_out=num_out,
             integer_inputs=self.integer_inputs,
             input_gradient=self.input_gradient,
+            deterministic=self.compute.deterministic,
         )
+        split = self.compute.precision == "bfloat16_split"
+        if self.compute.precision == "float32" or (split and not self.integer_inputs):
+            return convolve(inputs, kernel)
+        inputs, high = inputs.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+        if not split:
+            return convolve(inputs, high)
+        # Both parts beside each other: spikes are gathered once for the two.
+        low = (kernel - high.astype(jnp.float32)).astype(jnp.bfloat16)
+        both = jnp.concatenate([high, low], axis=-1)
+        outputs = convolve(inputs, both, out_dtype=jnp.float32)
+        return outputs[..., : self.channels] + outputs[..., self.channels :]
 
 
 class Unit(nn.Module):
@@ -155,7 +179,7 @@ class Unit(nn.Module):
     num_offsets: int = 27
     kernel_init: Initializer = submanifold_init
     batch_axis: str | None = None
-    compute_dtype: str = "float32"
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -177,7 +201,7 @@ class Unit(nn.Module):
             self.kernel_init,
             integer_inputs=self.neuron is not None and not self.neuron.relu,
             input_gradient=self.neuron is not None,
-            compute_dtype=self.compute_dtype,
+            compute=self.compute,
             name="conv",
         )
         outputs = conv(inputs, kernel_map, num_out=mask.shape[0])

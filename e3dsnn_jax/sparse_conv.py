@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from e3dsnn_jax.executors import BATCHED, BLOCKS, GATHERED
@@ -23,6 +24,7 @@ class _Static(NamedTuple):
     integer_inputs: bool
     input_gradient: bool
     deterministic: bool
+    out_dtype: Any
 
 
 def sparse_conv(
@@ -34,6 +36,7 @@ def sparse_conv(
     integer_inputs: bool = False,
     input_gradient: bool = True,
     deterministic: bool = True,
+    out_dtype: DTypeLike | None = None,
 ) -> Float[Array, " {num_out} *time c_out"]:
     r"""Sparse convolution along a kernel map (cross-correlation).
 
@@ -56,9 +59,10 @@ def sparse_conv(
         without a warning: do not differentiate by `inputs` then.
       deterministic: Whether the sums must come in the same order each time. Without
         it a GPU may add in any order, for less work; a CPU always keeps its order.
+      out_dtype: Type of the outputs; that of `kernel` if omitted.
 
     Returns:
-      The output rows, accumulated in float32 and returned in the dtype of `kernel`.
+      The output rows, accumulated in float32.
 
     Raises:
       ValueError: If channels, offsets or the time axis do not fit together.
@@ -80,7 +84,8 @@ def sparse_conv(
     kernel_map = jax.tree.map(jnp.asarray, kernel_map)
     time = inputs.shape[1:-1]
     flat = inputs.reshape(inputs.shape[0], int(np.prod(time)), inputs.shape[-1])
-    static = _Static(num_out, integer_inputs, input_gradient, deterministic)
+    dtype = jnp.dtype(kernel.dtype if out_dtype is None else out_dtype)
+    static = _Static(num_out, integer_inputs, input_gradient, deterministic, dtype)
     outputs: Array = _conv(static, jnp.asarray(flat), jnp.asarray(kernel), kernel_map)
     return outputs.reshape(num_out, *time, kernel.shape[-1])
 
@@ -113,12 +118,12 @@ def _forward(static, inputs, kernel, kernel_map):
         outputs = outputs + poison
     # The zero-size array carries the dtype of the inputs to the backward pass.
     residuals = rows, kernel, kernel_map, inputs[:0], poison
-    return outputs.astype(kernel.dtype), residuals
+    return outputs.astype(static.out_dtype), residuals
 
 
 def _backward(static, residuals, cotangent):
     rows, kernel, kernel_map, like, poison = residuals
-    cotangent = _with_padding_row(cotangent)
+    cotangent = _with_padding_row(cotangent.astype(kernel.dtype))
     options = {"input_gradient": static.input_gradient}
     d_inputs, d_kernel = jax.lax.platform_dependent(
         rows,

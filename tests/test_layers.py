@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from e3dsnn_jax.layers import MaskedBatchNorm, Unit, strided_init
+from e3dsnn_jax import layers as layers_module
+from e3dsnn_jax.layers import (
+    Compute,
+    MaskedBatchNorm,
+    SparseConv,
+    Unit,
+    masked_moments,
+    strided_init,
+)
 from e3dsnn_jax.pyramid import build_pyramid
 from e3dsnn_jax.spike import Neuron
 from tests import oracles
@@ -33,6 +41,19 @@ def test_norm_over_real_voxels_and_time_only(rng, time, offset):
     stats = updated["batch_stats"]
     np.testing.assert_allclose(stats["mean"], 0.01 * mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(stats["var"], 0.99 + 0.01 * var, rtol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_statistics_of_a_million_voxels_keep_their_digits(rng, offset):
+    """float32 sums of a million terms, against float64; a naive sum keeps 3 digits."""
+    values = (rng.normal(size=(1_000_000, 1, 4)) * 2 + offset).astype(np.float32)
+    real = np.arange(len(values)) < 999_983
+    moments = jax.jit(lambda x, mask: masked_moments(x, mask, None))
+    count, mean, squares = moments(jnp.asarray(values), jnp.asarray(real))
+    exact = values[real, 0].astype(np.float64)
+    assert int(count) == 999_983
+    np.testing.assert_allclose(mean, exact.mean(0), rtol=1e-6, atol=2e-6)
+    np.testing.assert_allclose(squares / count, exact.var(0), rtol=1e-6)
 
 
 def test_running_variance_biased_on_request(rng):
@@ -112,6 +133,75 @@ def test_unit_returns_membrane_and_spikes(rng):
     assert outputs.shape == (rows, 2, 6)
     np.testing.assert_array_equal(activations["spikes"], Neuron(time_steps=2)(membrane))
     assert variables["params"]["conv"]["kernel"].shape == (27, 4, 6)
+
+
+def conv_case(rng, *, spikes=True):
+    coords = random_coords(rng, density=0.5)
+    (level,) = build_pyramid(coords, num_levels=1)
+    rows = len(level.coords)
+    inputs = (
+        rng.integers(0, 5, (rows, 1, 16)) if spikes else rng.normal(size=(rows, 1, 16))
+    )
+    return jnp.asarray(inputs, jnp.float32), level, rows
+
+
+def convolve(inputs, level, rows, params, **options):
+    conv = SparseConv(8, **options)
+
+    def apply(params, x):
+        return conv.apply(params, x, level.submanifold, num_out=rows)
+
+    outputs, pull_back = jax.vjp(apply, params, inputs)
+    d_params, d_inputs = pull_back(jnp.ones_like(outputs))
+    return outputs, d_params["params"]["kernel"], d_inputs
+
+
+def test_weights_in_two_parts_lose_little(rng):
+    inputs, level, rows = conv_case(rng)
+    params = {
+        "params": {"kernel": jnp.asarray(rng.normal(size=(27, 16, 8)), jnp.float32)}
+    }
+    options = {"integer_inputs": True}
+    exact = convolve(inputs, level, rows, params, **options)
+    errors = {}
+    for policy in ("bfloat16", "bfloat16_split"):
+        found = convolve(
+            inputs, level, rows, params, compute=Compute(policy), **options
+        )
+        errors[policy] = [
+            float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max())
+            for a, b in zip(found, exact, strict=True)
+        ]
+    assert errors["bfloat16"][0] > 1e-3
+    assert errors["bfloat16_split"][0] < 2e-5
+    # Gradients carry bfloat16 cotangents: 2**-9 of each, here of ones, which are exact.
+    assert max(errors["bfloat16_split"]) < 1e-2
+
+
+def test_real_inputs_stay_float32_under_the_split_policy(rng):
+    inputs, level, rows = conv_case(rng, spikes=False)
+    params = {
+        "params": {"kernel": jnp.asarray(rng.normal(size=(27, 16, 8)), jnp.float32)}
+    }
+    exact = convolve(inputs, level, rows, params)
+    found = convolve(inputs, level, rows, params, compute=Compute("bfloat16_split"))
+    jax.tree.map(np.testing.assert_array_equal, found, exact)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_order_of_sums_reaches_the_convolution(rng, monkeypatch, wanted):
+    asked = []
+
+    def record(inputs, kernel, *, num_out, deterministic, **_):
+        asked.append(deterministic)
+        return jnp.zeros((num_out, *inputs.shape[1:-1], kernel.shape[-1]))
+
+    monkeypatch.setattr(layers_module, "sparse_conv", record)
+    inputs, level, rows = conv_case(rng)
+    params = {"params": {"kernel": jnp.zeros((27, 16, 8))}}
+    compute = Compute(deterministic=wanted)
+    convolve(inputs, level, rows, params, compute=compute)
+    assert asked == [wanted]
 
 
 def test_strided_init_has_the_bound_of_torch():

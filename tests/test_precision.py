@@ -31,12 +31,17 @@ def test_flips_are_counted_over_real_voxels(rng):
     assert int(result.spikes["stem/unit1/spikes"]) == voxels[0] * 4
     assert int(result.spikes["stage1/down/spikes"]) == voxels[1] * 4
     assert int(result.spikes["stage1/block1/unit2/spikes"]) == voxels[2] * 6
-    for name, count in result.flipped.items():
-        assert 0 <= int(count) <= int(result.spikes[name])
+    for name, counts in result.flipped.items():
+        assert (counts >= 0).all()
+        assert (counts <= result.spikes[name]).all()
     # The first spikes differ by the rounding of one real-valued layer alone.
-    first = int(result.flipped["stem/unit1/spikes"]) / (voxels[0] * 4)
-    assert sum(map(int, result.flipped.values())) > 0
-    assert first < 0.05
+    first = result.flipped["stem/unit1/spikes"] / (voxels[0] * 4)
+    flipped, split = np.asarray(sum(result.flipped.values()))
+    assert flipped > 0
+    assert first[0] < 0.05
+    # Real inputs are not rounded under the second policy, so no spike of theirs is.
+    assert first[1] == 0
+    assert split < flipped / 4
 
 
 @pytest.mark.slow
@@ -55,8 +60,9 @@ def test_the_command_prints_one_json_object(tmp_path, capsys):
     )
     assert precision.main([str(tmp_path / "run")]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert 0 <= summary["flipped"] < 0.5
-    assert set(summary["layers"]) > {"stem/unit1/spikes"}
+    for policy in precision.POLICIES:
+        assert 0 <= summary[policy]["flipped"] < 0.5
+        assert set(summary[policy]["layers"]) > {"stem/unit1/spikes"}
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):

@@ -15,6 +15,7 @@ import tyro
 
 from e3dsnn_jax.backbone import VARIANTS, Architecture
 from e3dsnn_jax.data.augment import Augment
+from e3dsnn_jax.layers import Compute, Precision
 from e3dsnn_jax.spike import Neuron
 from e3dsnn_jax.training.optimizer import AdamW, Sgd
 from e3dsnn_jax.training.schedule import Cosine, MultiStep, OneCycle
@@ -73,12 +74,21 @@ class ModelConfig:
     """Size of the network: 1.87, 3.27, 17.3 or 46.6 million parameters."""
     neuron: Neuron = field(default_factory=Neuron)
     """What turns membranes into spikes."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Precision = "float32"
     """Type of the convolutions' inputs, weights and outputs; parameters, statistics and
-    the sums within a convolution are float32."""
+    the sums within a convolution are float32. bfloat16_split: weights in two parts that
+    are together almost as good as float32, and float32 outputs."""
+    deterministic: bool = True
+    """Repeat a run bit for bit on the same kind of device; without it, a GPU adds in
+    any order, for less work."""
     architecture: Annotated[Architecture | None, tyro.conf.Suppress] = None
     """Layer sizes that replace those of the variant; in_channels must then be 6 with
     normals and 3 without."""
+
+    @property
+    def compute(self) -> Compute:
+        """How the convolutions are computed."""
+        return Compute(self.compute_dtype, self.deterministic)
 
     def resolve_architecture(self, *, normals: bool) -> Architecture:
         """The layer sizes, with the input channels that the data give.

@@ -53,7 +53,7 @@ def load_run(run: Path, *, which: Which = "last") -> SavedNetwork:
         architecture=config.model.resolve_architecture(normals=config.data.normals),
         num_classes=len(class_names),
         neuron=config.model.neuron,
-        compute_dtype=config.model.compute_dtype,
+        compute=config.model.compute,
     )
     return SavedNetwork(
         source=str(run),

@@ -82,7 +82,7 @@ def make_setup(config: TrainConfig, data: RunData) -> tuple[RunSetup, TrainState
         architecture=architecture,
         num_classes=len(data.train.class_names),
         neuron=config.model.neuron,
-        compute_dtype=config.model.compute_dtype,
+        compute=config.model.compute,
     )
     optimizer = make_optimizer(
         recipe.optimizer,
