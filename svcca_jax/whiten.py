@@ -96,20 +96,21 @@ def find_whitened_pair(
       datapoints: Number of datapoints that count.
     """
 
-    def by_svd() -> tuple:
+    def by_svd() -> tuple[Array, Array, Array]:
         found_x, found_y = (find_spectrum(layer, datapoints) for layer in (x, y))
-        ranks = (found_x.rank, found_y.rank)
-        return overlap(found_x, found_y), *(r.astype(datapoints.dtype) for r in ranks)
+        rank_x, rank_y = (f.rank.astype(datapoints.dtype) for f in (found_x, found_y))
+        return overlap(found_x, found_y), rank_x, rank_y
 
-    if max(x.shape[1], y.shape[1]) > x.shape[0]:
+    widths = (x.shape[1], y.shape[1])
+    if max(widths) > x.shape[0]:
         return WhitenedPair(*by_svd(), jnp.asarray(False))
     first, second = (_find_whitener(layer, datapoints) for layer in (x, y))
     fast = first.accurate & second.accurate
 
-    def by_cholesky() -> tuple:
+    def by_cholesky() -> tuple[Array, Array, Array]:
         inner = product(first.inverse, sum_products(x, y))
-        ranks = (jnp.asarray(layer.shape[1], datapoints.dtype) for layer in (x, y))
-        return product(inner, adjoint(second.inverse)), *ranks
+        rank_x, rank_y = (jnp.asarray(w, datapoints.dtype) for w in widths)
+        return product(inner, adjoint(second.inverse)), rank_x, rank_y
 
     between, rank_x, rank_y = jax.lax.cond(fast, by_cholesky, by_svd)
     between = between + first.poison + second.poison

@@ -107,12 +107,12 @@ def _boxes(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
         boxes.append((low, high))
 
     for side in (-1, 1):
-        for x in np.arange(-80, 80, 16):
+        for x in range(-80, 80, 16):
             depth = rng.uniform(8, 12)
             height = rng.uniform(4, 12)
             add(x, side * (rng.uniform(9, 13) + depth / 2), (14.0, depth, height))
         for _ in range(12):
             add(rng.uniform(-60, 60), side * rng.uniform(4, 6), (4.2, 1.8, 1.5))
-        for x in np.arange(-60, 60, 20):
+        for x in range(-60, 60, 20):
             add(x + rng.uniform(-2, 2), side * 7.5, (0.3, 0.3, 6.0))
     return boxes

@@ -18,6 +18,7 @@ pass and shared within a level, as in the published network.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import spconv.pytorch as spconv
@@ -43,8 +44,9 @@ class _SpikeFunction(torch.autograd.Function):
         return membrane.clamp(0, 4).add_(0.5).floor_()
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx, *grad_outputs):
         (inside,) = ctx.saved_tensors
+        (gradient,) = grad_outputs
         return gradient * inside
 
 
@@ -219,9 +221,8 @@ class Convolution:
         self._features.grad = self._layer.weight.grad = None
         outputs = self._run()
         outputs.backward(self._cotangent)
-        d_inputs, d_weight = self._features.grad, self._layer.weight.grad
-        assert d_inputs is not None
-        assert d_weight is not None
+        d_inputs: Any = self._features.grad
+        d_weight: Any = self._layer.weight.grad
         c_out, *_, c_in = d_weight.shape
         d_weights = d_weight.reshape(c_out, -1, c_in).permute(1, 2, 0)
         return outputs.detach().numpy(), d_inputs.numpy(), d_weights.numpy()
