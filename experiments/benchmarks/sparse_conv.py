@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Int
+from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 
 from e3dsnn_jax.kernel_map import (
@@ -134,15 +134,15 @@ class Layer:
 
         return jax.lax.scan(step, None, (self.kernel_map.offset, blocks))[1]
 
-    def forward(self):
+    def forward(self) -> Array:
         """The outputs, waited for."""
         return jax.block_until_ready(self._forward(*self._arguments[:2]))
 
-    def both(self):
+    def both(self) -> tuple[Array, Array, Array]:
         """Outputs and both gradients, waited for."""
         return jax.block_until_ready(self._both(*self._arguments))
 
-    def floor(self):
+    def floor(self) -> Array:
         """The matrix products alone."""
         return jax.block_until_ready(self._floor(self._blocks, self._arguments[1]))
 
