@@ -24,8 +24,13 @@ from jaxtyping import Array, Int32
 
 from e3dsnn_jax.kernel_map import KernelMap
 
-# Below this many input channels an elementwise product beats a matrix product on CPU.
-_ELEMENTWISE_CHANNELS = 8
+# Up to so many input channels an elementwise product beats a matrix product on CPU.
+_ELEMENTWISE_CHANNELS = 16
+# Up to so many input channels the CPU's products with a transposed left side are so slow
+# that writing the transposed rows first pays.
+_TRANSPOSE_CHANNELS = 32
+# Maps hold valid rows alone: no index is checked, or counted from the end.
+_IN_BOUNDS: Any = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
 
 
 class Executor(NamedTuple):
@@ -37,7 +42,8 @@ class Executor(NamedTuple):
 
 def _gather(rows, index, dtype):
     """Rows of every pair as `[..., pairs * time, channels]`, as real numbers."""
-    taken = rows.at[index].get(mode="promise_in_bounds")
+    flat = rows.reshape(len(rows), -1)
+    taken = flat.at[index].get(**_IN_BOUNDS)
     return taken.reshape(*index.shape[:-1], -1, rows.shape[-1]).astype(dtype)
 
 
@@ -71,13 +77,20 @@ def _forward_blocks(rows, kernel, kernel_map, *, num_out):
     def block(index, outputs):
         taken = _gather(rows, kernel_map.senders[index], kernel.dtype)
         messages = _product(taken, kernel[kernel_map.offset[index]])
-        return outputs.at[kernel_map.receivers[index]].add(
-            messages.reshape(-1, time, c_out), mode="promise_in_bounds"
-        )
+        return _add_to_rows(outputs, kernel_map.receivers[index], messages)
 
     used = jnp.minimum(kernel_map.blocks_needed, kernel_map.capacity)
-    start = _start(kernel_map, (num_out + 1, time, c_out))
-    return jax.lax.fori_loop(0, used, block, start)[:num_out]
+    start = _start(kernel_map, (num_out + 1, time * c_out))
+    outputs = jax.lax.fori_loop(0, used, block, start)
+    return outputs[:num_out].reshape(num_out, time, c_out)
+
+
+def _add_to_rows(total, index, messages):
+    """Adds `[pairs * time, channels]` to rows of `[rows, time * channels]`.
+
+    With an axis more, XLA copies the messages to another layout first.
+    """
+    return total.at[index].add(messages.reshape(len(index), -1), **_IN_BOUNDS)
 
 
 def _backward_blocks(rows, kernel, kernel_map, cotangent, *, input_gradient):
@@ -89,24 +102,26 @@ def _backward_blocks(rows, kernel, kernel_map, cotangent, *, input_gradient):
         senders, offset = kernel_map.senders[index], kernel_map.offset[index]
         taken = _gather(rows, senders, kernel.dtype)
         given = _gather(cotangent, kernel_map.receivers[index], cotangent.dtype)
-        d_matrix = _dot(taken.T, given)
-        d_kernel = d_kernel.at[offset].add(d_matrix, mode="promise_in_bounds")
+        columns = taken.T
+        if c_in <= _TRANSPOSE_CHANNELS:
+            columns = jax.lax.optimization_barrier(columns)
+        d_matrix = d_kernel[offset] + _dot(columns, given)
+        # `.at[offset].add` would compile to a scatter, with tests of its one index.
+        d_kernel = jax.lax.dynamic_update_index_in_dim(d_kernel, d_matrix, offset, 0)
         if input_gradient:
-            messages = _product(given, kernel[offset].T)
-            d_inputs = d_inputs.at[senders].add(
-                messages.reshape(-1, time, c_in), mode="promise_in_bounds"
-            )
+            messages = _dot(given, kernel[offset].T)
+            d_inputs = _add_to_rows(d_inputs, senders, messages)
         return d_inputs, d_kernel
 
     used = jnp.minimum(kernel_map.blocks_needed, kernel_map.capacity)
     start = (
-        _start(kernel_map, (num_in if input_gradient else 1, time, c_in)),
+        _start(kernel_map, (num_in if input_gradient else 1, time * c_in)),
         _start(kernel_map, (kernel.shape[0], c_in, c_out)),
     )
     d_inputs, d_kernel = jax.lax.fori_loop(0, used, block, start)
     if not input_gradient:
-        d_inputs = jnp.zeros((num_in, time, c_in))
-    return d_inputs[:-1], d_kernel
+        d_inputs = jnp.zeros((num_in, time * c_in))
+    return d_inputs[:-1].reshape(-1, time, c_in), d_kernel
 
 
 def _sum_to_rows(messages, index, num_rows):
@@ -152,7 +167,7 @@ def _partners(
     """
     table = jnp.full((num_offsets, num_targets + 1), num_partners - 1, jnp.int32)
     offset = jnp.broadcast_to(kernel_map.offset[:, None], targets.shape)
-    table = table.at[offset, targets].set(partners, mode="promise_in_bounds")
+    table = table.at[offset, targets].set(partners, **_IN_BOUNDS)
     return table[:, :-1]
 
 
