@@ -26,8 +26,8 @@ from e3dsnn_jax.kernel_map import KernelMap
 
 # Up to so many input channels an elementwise product beats a matrix product on CPU.
 _ELEMENTWISE_CHANNELS = 16
-# Up to so many input channels the CPU's products with a transposed left side are so slow
-# that writing the transposed rows first pays.
+# Up to so many input channels the products of a CPU with a transposed left side are so
+# slow that writing the transposed rows first pays.
 _TRANSPOSE_CHANNELS = 32
 # Maps hold valid rows alone: no index is checked, or counted from the end.
 _IN_BOUNDS: Any = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
