@@ -1,6 +1,7 @@
 """The E-3DSNN encoder: a stem, and stages of membrane-shortcut blocks."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -77,7 +78,9 @@ class Stem(nn.Module):
                 compute=self.compute,
                 name=f"unit{index}",
             )
-            x, inner = unit(x, level.submanifold, mask, train=train)
+            x, inner = _call(
+                unit, x, level.submanifold, mask, compute=self.compute, train=train
+            )
             if index == 0:
                 time = 1 if self.neuron.relu else self.neuron.time_steps
                 x = jnp.broadcast_to(x, (x.shape[0], time, self.channels))
@@ -155,7 +158,9 @@ class Stage(nn.Module):
             compute=self.compute,
             name="down",
         )
-        membrane, inner = down(membrane, fine.down, mask, train=train)
+        membrane, inner = _call(
+            down, membrane, fine.down, mask, compute=self.compute, train=train
+        )
         activations = _named("down", membrane, inner)
         for index in range(self.depth):
             block = Block(
@@ -165,7 +170,9 @@ class Stage(nn.Module):
                 self.compute,
                 name=f"block{index}",
             )
-            membrane, inner = block(membrane, coarse, mask, train=train)
+            membrane, inner = _call(
+                block, membrane, coarse, mask, compute=self.compute, train=train
+            )
             activations |= _named(f"block{index}", membrane, inner)
         return membrane, activations
 
@@ -222,6 +229,17 @@ class Backbone(nn.Module):
             x, inner = stage(x, levels[index], levels[index + 1], train=train)
             activations |= _named(f"stage{index}", x, inner)
         return x, activations
+
+
+def _call(
+    part: nn.Module, *arguments: Any, compute: Compute, train: bool
+) -> tuple[Array, Activations]:
+    """Calls a part of the network; with rematerialisation only its inputs are kept."""
+
+    def run(part: Any, *arguments: Any) -> tuple[Array, Activations]:
+        return part(*arguments, train=train)
+
+    return (nn.remat(run) if compute.rematerialise else run)(part, *arguments)
 
 
 def _named(name: str, output: Array, inner: Activations) -> Activations:

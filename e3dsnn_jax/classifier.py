@@ -27,7 +27,7 @@ class Classifier(nn.Module):
     batch_axis: str | None = None
     """Mesh axis over which BatchNorm statistics are global; None on one device."""
     compute: Compute = Compute()
-    """Number type and order of sums of the convolutions."""
+    """Number type, order of sums, and what is kept for the backward pass."""
 
     @nn.compact
     def __call__(

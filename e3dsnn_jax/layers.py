@@ -21,7 +21,7 @@ Precision = Literal["float32", "bfloat16", "bfloat16_split"]
 
 
 class Compute(NamedTuple):
-    """How convolutions are computed; their sums are taken in float32 always."""
+    """How a network is computed; convolutions sum in float32 always."""
 
     precision: Precision = "float32"
     """`bfloat16`: inputs, weights, outputs and their gradients. `bfloat16_split`: each
@@ -29,6 +29,9 @@ class Compute(NamedTuple):
     outputs; spikes are exact in bfloat16, and layers with real inputs use float32."""
     deterministic: bool = True
     """Whether a GPU must add in the same order each time; see `sparse_conv`."""
+    rematerialise: bool = False
+    """Compute each block anew in the backward pass instead of keeping its insides. On a
+    CPU that takes `steps.KEEP_BARRIERS`."""
 
 
 submanifold_init: Initializer = nn.initializers.normal(0.02)

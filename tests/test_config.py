@@ -36,6 +36,7 @@ UNUSUAL = TrainConfig(
         variant="L",
         neuron=Neuron(levels=2, time_steps=3),
         compute_dtype="bfloat16",
+        rematerialise=True,
         architecture=Architecture(3, 8, (8, 16), (1, 2)),
     ),
     recipe=Recipe(

@@ -10,9 +10,11 @@ import pytest
 from e3dsnn_jax.backbone import Architecture
 from e3dsnn_jax.classifier import Classifier
 from e3dsnn_jax.data.loader import ShapeBatch
+from e3dsnn_jax.layers import Compute
 from e3dsnn_jax.pyramid import LevelCapacity, MapCapacity, build_pyramid
 from e3dsnn_jax.spike import Neuron
 from e3dsnn_jax.training.compilations import programs_compiled
+from e3dsnn_jax.training.memory import step_memory
 from e3dsnn_jax.training.metrics import add_firing
 from e3dsnn_jax.training.optimizer import (
     MomentumState,
@@ -366,3 +368,20 @@ def test_options_out_of_range_are_refused(options, message):
     defaults = {"label_smoothing": 0.0, "ema_decay": None}
     with pytest.raises(ValueError, match=message):
         make_train_step(SPIKING, SGD, make_mesh(1), **(defaults | options))
+
+
+def test_rematerialised_step_takes_less_memory():
+    clouds = make_clouds()
+    working = []
+    for compute in (Compute(), Compute(rematerialise=True)):
+        model = Classifier(Architecture(3, 4, (6,), (4,)), NUM_CLASSES, compute=compute)
+        mesh = make_mesh(1)
+        batch = make_batch(clouds, 1)
+        state = create_state(
+            model, SGD, one_device(batch), jax.random.key(0), ema=False
+        )
+        step = make_train_step(model, SGD, mesh, label_smoothing=0.2, ema_decay=None)
+        arguments = replicate(state, mesh), shard_batch(batch, mesh)
+        plan = step_memory(step.lower(*arguments).compile())
+        working.append(plan.working)
+    assert working[1] < 0.8 * working[0]

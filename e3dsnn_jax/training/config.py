@@ -81,14 +81,17 @@ class ModelConfig:
     deterministic: bool = True
     """Repeat a run bit for bit on the same kind of device; without it, a GPU adds in
     any order, for less work."""
+    rematerialise: bool = False
+    """Keep only the membranes between blocks and compute the rest anew in the backward
+    pass: less memory for a quarter more time."""
     architecture: Annotated[Architecture | None, tyro.conf.Suppress] = None
     """Layer sizes that replace those of the variant; in_channels must then be 6 with
     normals and 3 without."""
 
     @property
     def compute(self) -> Compute:
-        """How the convolutions are computed."""
-        return Compute(self.compute_dtype, self.deterministic)
+        """How the network is computed."""
+        return Compute(self.compute_dtype, self.deterministic, self.rematerialise)
 
     def resolve_architecture(self, *, normals: bool) -> Architecture:
         """The layer sizes, with the input channels that the data give.

@@ -14,6 +14,7 @@ from e3dsnn_jax.training.config import TrainConfig
 from e3dsnn_jax.training.datasets import RunData
 from e3dsnn_jax.training.devices import choose_devices
 from e3dsnn_jax.training.evaluate import make_evaluation_source
+from e3dsnn_jax.training.memory import AnnouncedStep
 from e3dsnn_jax.training.optimizer import make_optimizer
 from e3dsnn_jax.training.state import TrainState, create_state
 from e3dsnn_jax.training.steps import (
@@ -113,7 +114,7 @@ def make_setup(config: TrainConfig, data: RunData) -> tuple[RunSetup, TrainState
         source=source,
         evaluation=evaluation,
         mesh=mesh,
-        train_step=train_step,
+        train_step=AnnouncedStep(train_step, list(mesh.local_devices)),
         eval_step=make_eval_step(model, mesh),
         total=len(source),
     )

@@ -17,12 +17,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int32
 
 from e3dsnn_jax.data.loader import ShapeBatch
+from e3dsnn_jax.layers import Compute
 from e3dsnn_jax.training.loss import cross_entropy
 from e3dsnn_jax.training.metrics import FiringCounts, count_spikes
 from e3dsnn_jax.training.overflow import capacity_needed
 from e3dsnn_jax.training.state import TrainState, update_averages
 
 DEVICES = "devices"
+
+KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+"""Compiler options without which XLA for CPU finds that what is computed anew was
+computed before, and keeps it after all."""
 
 
 class StepMetrics(NamedTuple):
@@ -160,7 +165,8 @@ def make_train_step(
 
     Args:
       model: Network called as `model(features, levels, num_clouds=, train=)` that
-        returns logits and activations; its `batch_axis` is set here.
+        returns logits and activations; its `batch_axis` is set here, and its `compute`
+        is read.
       optimizer: From `make_optimizer`.
       mesh: From `make_mesh`.
       label_smoothing: Share of the target that is spread over all classes.
@@ -270,6 +276,8 @@ def make_train_step(
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
 
     everywhere, split = PartitionSpec(), PartitionSpec(DEVICES)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    rematerialise = getattr(model, "compute", Compute()).rematerialise
     step = jax.shard_map(
         device_step,
         mesh=mesh,
@@ -283,6 +291,7 @@ def make_train_step(
         step,
         in_shardings=(NamedSharding(mesh, everywhere), NamedSharding(mesh, split)),
         donate_argnums=0,
+        compiler_options=KEEP_BARRIERS if on_cpu and rematerialise else None,
     )
 
 

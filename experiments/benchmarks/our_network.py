@@ -11,6 +11,7 @@ from jaxtyping import Int
 from e3dsnn_jax.backbone import Architecture
 from e3dsnn_jax.classifier import Classifier
 from e3dsnn_jax.data.loader import ShapeBatch, deal
+from e3dsnn_jax.layers import Compute
 from e3dsnn_jax.pyramid import find_levels, fit_capacity, pack_levels
 from e3dsnn_jax.training.devices import choose_devices
 from e3dsnn_jax.training.optimizer import MultiStep, Sgd, make_optimizer
@@ -39,6 +40,7 @@ class Ours:
       devices: Devices that share the batch. None: as many as there are and as divide
         the batch.
       slack: Static shapes over what the batch needs.
+      compute: How the network is computed; in float32 if omitted.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Ours:
         *,
         devices: int | None,
         slack: float,
+        compute: Compute | None = None,
     ):
         self.architecture = architecture
         self.mesh = make_mesh(choose_devices(len(clouds), devices))
@@ -59,13 +62,13 @@ class Ours:
         )
         self.host_batch = self.build_maps()
         self.batch = shard_batch(self.host_batch, self.mesh)
-        model = Classifier(self.architecture, num_classes=NUM_CLASSES)
+        model = Classifier(self.architecture, NUM_CLASSES, compute=compute or Compute())
         # The rate stays constant: the milestone lies beyond every step that is timed.
         optimizer = make_optimizer(Sgd(), MultiStep((0.999,)), total_steps=10**6)
         one = jax.tree.map(lambda leaf: leaf[0], self.host_batch)
         state = create_state(model, optimizer, one, jax.random.key(0))
         self.state = replicate(state, self.mesh)
-        self._train_step = make_train_step(
+        self.jitted_step: Any = make_train_step(
             model, optimizer, self.mesh, label_smoothing=0.2, ema_decay=None
         )
 
@@ -110,7 +113,7 @@ class Ours:
 
     def train_step(self, batch: ShapeBatch) -> float:
         """One update; returns the loss before it."""
-        self.state, metrics = self._train_step(self.state, batch)
+        self.state, metrics = self.jitted_step(self.state, batch)
         jax.block_until_ready(self.state)
         check_overflow(metrics.needed, self.host_batch.levels)
         return float(metrics.loss)

@@ -39,14 +39,34 @@ def timed(compute: Callable[[], Any]) -> tuple[Any, float]:
     return value, time.perf_counter() - start
 
 
-def peak_memory() -> int:
-    """Most bytes of memory that this process has held at once."""
+def _read_status(field: str) -> int | None:
     status = Path("/proc/self/status")
-    # Linux hands the peak of `getrusage` down from the parent to its children.
     if status.exists():
         for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{field}:"):
                 return 1024 * int(line.split()[1])
+    return None
+
+
+def memory_now() -> int:
+    """Bytes of memory that this process holds; its peak on systems without /proc."""
+    now = _read_status("VmRSS")
+    return peak_memory() if now is None else now
+
+
+def reset_peak() -> None:
+    """Makes `peak_memory` count from now on, where the system can."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+
+
+def peak_memory() -> int:
+    """Most bytes of memory that this process has held at once."""
+    # Linux hands the peak of `getrusage` down from the parent to its children.
+    peak = _read_status("VmHWM")
+    if peak is not None:
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

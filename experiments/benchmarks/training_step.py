@@ -25,7 +25,7 @@ import jax
 import numpy as np
 import tyro
 
-from e3dsnn_jax.backbone import VARIANTS
+from e3dsnn_jax.backbone import VARIANTS, Architecture
 from e3dsnn_jax.interop import export_state
 from e3dsnn_jax.pyramid import find_levels
 from e3dsnn_jax.training.compilations import programs_compiled, seconds_compiling
@@ -69,6 +69,20 @@ class Benchmark:
     """Time spconv too, where it is installed."""
 
 
+def make_trainer(sizes: Architecture) -> Any:
+    """The peer's network of these sizes with the published recipe around it."""
+    from experiments.benchmarks import spconv_peer
+
+    model = spconv_peer.Classifier(
+        in_channels=sizes.in_channels,
+        embed_channels=sizes.embed_channels,
+        stage_channels=sizes.stage_channels,
+        stage_depths=sizes.stage_depths,
+        num_classes=NUM_CLASSES,
+    )
+    return spconv_peer.Trainer(model)
+
+
 def make_peer(ours: Ours) -> tuple[Cases, float]:
     """The cases of spconv, and how far its first loss is from ours, relatively.
 
@@ -79,20 +93,10 @@ def make_peer(ours: Ours) -> tuple[Cases, float]:
     """
     import torch  # pyright: ignore[reportMissingImports]
 
-    from experiments.benchmarks import spconv_peer
-
-    sizes = ours.architecture
-    model = spconv_peer.Classifier(
-        in_channels=sizes.in_channels,
-        embed_channels=sizes.embed_channels,
-        stage_channels=sizes.stage_channels,
-        stage_depths=sizes.stage_depths,
-        num_classes=NUM_CLASSES,
-    )
+    trainer = make_trainer(ours.architecture)
     variables = {"params": ours.state.params, "batch_stats": ours.state.batch_stats}
     state = export_state(jax.device_get(variables))
-    model.load_state_dict({name: torch.tensor(state[name]) for name in state})
-    trainer = spconv_peer.Trainer(model)
+    trainer.model.load_state_dict({name: torch.tensor(state[name]) for name in state})
     coords, features = join_clouds(ours.clouds)
     clouds = len(ours.clouds)
 
