@@ -8,9 +8,11 @@ Times a 3x3x3 convolution of integer spikes on the voxels of a LiDAR scan (a sim
 one if none is given), maps excluded, and how the time per pair grows from small scans
 to large ones. spconv is timed in turns with ours where it is installed
 (`pip install -e '.[peers]'`), on one thread and on all; its values on several threads
-are wrong (see `spconv_peer`), so errors are taken on one. `floor` is the same number of
-multiply-adds as one matrix product for each block of the map, with nothing gathered,
-scattered or converted.
+are wrong (see `spconv_peer`), so errors are taken on one. Our loop keeps more than one
+core busy in its matrix products alone, so `ours_N_devices` deals the output voxels to
+one virtual device a core (see `dealt_conv`). `floor` is the same number of products as
+one matrix product for each block of the map, with nothing gathered, scattered or
+converted.
 
 The last line of stdout is one JSON object, the table goes to stderr, and a figure of
 the scaling to `--out`.
@@ -25,29 +27,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 
-from e3dsnn_jax.kernel_map import (
-    KernelMap,
-    block_size,
-    blocks_needed,
-    make_kernel,
-    pack_pairs,
-)
-from e3dsnn_jax.kernel_pairs import submanifold_pairs
-from e3dsnn_jax.sparse_conv import sparse_conv
 from e3dsnn_jax.training.compilations import programs_compiled, seconds_compiling
-from e3dsnn_jax.training.devices import num_cores
+from e3dsnn_jax.training.devices import num_cores, use_all_cores
+from e3dsnn_jax.training.steps import make_mesh
+from experiments.benchmarks.dealt_conv import DealtConv
+from experiments.benchmarks.one_conv import Layer
 from experiments.benchmarks.report import peak_memory, report, summarize
 from experiments.benchmarks.scans import scan_coords, street_coords
 from experiments.benchmarks.timing import Cases, describe_machine, interleave, is_busy
-
-KERNEL = make_kernel(3)
-SPIKE_LEVELS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,79 +65,6 @@ class Benchmark:
     """Folder of the figure."""
 
 
-class Layer:
-    """One convolution with its inputs, and what is timed of it.
-
-    Args:
-      coords: Sorted unique voxels.
-      channels: Of inputs and outputs.
-    """
-
-    def __init__(self, coords: Int[np.ndarray, "voxels 4"], channels: int):
-        rng = np.random.default_rng(0)
-        self.coords = coords
-        pairs = submanifold_pairs(coords, KERNEL)
-        self.num_pairs = len(pairs.senders)
-        size = block_size(self.num_pairs, KERNEL.num_offsets)
-        rows = len(coords)
-        needed = blocks_needed(pairs, pairs_per_block=size)
-        packed = pack_pairs(
-            pairs,
-            num_in=rows,
-            num_out=rows,
-            pairs_per_block=size,
-            blocks_capacity=needed,
-        )
-        self.kernel_map: KernelMap = jax.tree.map(jnp.asarray, packed)
-        # A fifth of the neurons fire, as in the trained classifiers.
-        fires = rng.random((rows, channels)) < 0.2
-        spikes = fires * rng.integers(1, SPIKE_LEVELS + 1, fires.shape)
-        self.spikes = spikes.astype(np.float32)
-        shape = (KERNEL.num_offsets, channels, channels)
-        self.weights = rng.normal(0, 0.02, shape).astype(np.float32)
-        self.cotangent = rng.normal(size=(rows, channels)).astype(np.float32)
-        self._forward = jax.jit(self._conv)
-        self._both = jax.jit(self._pull_back)
-        self._arguments = tuple(
-            map(jnp.asarray, (self.spikes, self.weights, self.cotangent))
-        )
-        self._floor = jax.jit(self._multiply)
-        blocks = jnp.zeros((needed, size, channels), jnp.float32) + self.spikes[0, 0]
-        self._blocks = jax.block_until_ready(blocks)
-
-    def _conv(self, spikes, weights):
-        return sparse_conv(
-            spikes,
-            weights,
-            self.kernel_map,
-            num_out=len(self.coords),
-            integer_inputs=True,
-        )
-
-    def _pull_back(self, spikes, weights, cotangent):
-        outputs, pull_back = jax.vjp(self._conv, spikes, weights)
-        return outputs, *pull_back(cotangent)
-
-    def _multiply(self, blocks, weights):
-        def step(_, block):
-            index, rows = block
-            return None, rows @ weights[index]
-
-        return jax.lax.scan(step, None, (self.kernel_map.offset, blocks))[1]
-
-    def forward(self) -> Array:
-        """The outputs, waited for."""
-        return jax.block_until_ready(self._forward(*self._arguments[:2]))
-
-    def both(self) -> tuple[Array, Array, Array]:
-        """Outputs and both gradients, waited for."""
-        return jax.block_until_ready(self._both(*self._arguments))
-
-    def floor(self) -> Array:
-        """The matrix products alone."""
-        return jax.block_until_ready(self._floor(self._blocks, self._arguments[1]))
-
-
 def make_peer(layer: Layer) -> tuple[dict[str, Callable[[], object]], float]:
     """The peer's layer with the same weights, and its largest error to ours."""
     import torch  # pyright: ignore[reportMissingImports]
@@ -162,11 +80,38 @@ def make_peer(layer: Layer) -> tuple[dict[str, Callable[[], object]], float]:
     return {"forward": peer.forward, "forward and backward": peer.both}, max(errors)
 
 
+def make_dealt(layer: Layer) -> DealtConv:
+    """The layer on all devices.
+
+    Raises:
+      ValueError: If its values are not those of the layer on one device.
+    """
+    arrays = layer.spikes, layer.weights, layer.cotangent
+    dealt = DealtConv(layer.pairs, *arrays, make_mesh())
+    outputs, *gradients = dealt.both()
+    for ours, alone in zip(
+        (dealt.join(outputs), *gradients), layer.both(), strict=True
+    ):
+        error = np.abs(np.asarray(ours) - np.asarray(alone)).max()
+        largest = np.abs(np.asarray(alone)).max()
+        if not error <= 1e-5 * largest:
+            raise ValueError(
+                f"dealt to {jax.device_count()} devices, values of up to {largest} "
+                f"differ by {error}"
+            )
+    return dealt
+
+
 def add_cases(cases: Cases, name: str, layer: Layer, *, peer: bool) -> float | None:
     """Adds what is timed of a layer; returns the peer's largest relative error."""
     cases[f"{name} forward", "floor"] = layer.floor
     cases[f"{name} forward", "ours"] = layer.forward
     cases[f"{name} forward and backward", "ours"] = layer.both
+    if jax.device_count() > 1:
+        dealt = make_dealt(layer)
+        whose = f"ours_{jax.device_count()}_devices"
+        cases[f"{name} forward", whose] = dealt.forward
+        cases[f"{name} forward and backward", whose] = dealt.both
     if not peer:
         return None
     import torch  # pyright: ignore[reportMissingImports]
@@ -293,9 +238,10 @@ def format_table(result: dict[str, Any]) -> str:
         for whose, row in rows.items():
             numbers = "".join(f"{1e3 * row[name]:9.4g}" for name in quartiles)
             lines.append(f"{kind + ', ' + whose:52}{numbers}")
-        for whose, row in result["ratio"].get(kind, {}).get("ours", {}).items():
-            numbers = "".join(f"{row[name]:9.3g}" for name in quartiles)
-            lines.append(f"{'    ours / ' + whose:52}{numbers}")
+        for ours, by_peer in result["ratio"].get(kind, {}).items():
+            for whose, row in by_peer.items():
+                numbers = "".join(f"{row[name]:9.3g}" for name in quartiles)
+                lines.append(f"{f'    {ours} / {whose}':52}{numbers}")
     for kind, rows in result["scaling"].items():
         for voxels, row in rows.items():
             name = f"{kind}, {voxels} voxels, {row['pairs']} pairs"
@@ -305,7 +251,9 @@ def format_table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Runs the benchmark of the command line."""
-    result = run(tyro.cli(Benchmark))
+    config = tyro.cli(Benchmark)
+    use_all_cores(num_cores())
+    result = run(config)
     print(format_table(result), file=sys.stderr)
     print(json.dumps(result))
 
