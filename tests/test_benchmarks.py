@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from e3dsnn_jax.backbone import Architecture
-from experiments.benchmarks import training_step
+from experiments.benchmarks import timing, training_step
 from experiments.benchmarks.clouds import surface_clouds
 from experiments.benchmarks.timing import Cases, interleave, ratio, spread
 from experiments.benchmarks.training_step import Benchmark
@@ -34,6 +34,12 @@ def test_interleave_takes_turns_and_leaves_out_the_warm_up():
     assert calls == ["ours", "theirs"] * 4
     assert list(times) == list(cases)
     assert {len(values) for timing in times.values() for values in timing} == {3}
+
+
+def test_the_pause_before_a_case_is_not_timed(monkeypatch):
+    monkeypatch.setattr(timing, "_PAUSE_SECONDS", 0.2)
+    times = interleave({("step", "ours"): lambda: None}, repeats=1, warm_up=0)
+    assert max(times["step", "ours"].wall) < 100
 
 
 def test_ratio_is_taken_round_by_round():

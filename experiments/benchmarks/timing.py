@@ -20,6 +20,11 @@ Timings = dict[tuple[str, str], "Timing"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "spconv", "torch")
 
 
+# Threads of OpenMP and of XLA wait for more work by spinning; for some milliseconds
+# they would slow down whoever is timed next.
+_PAUSE_SECONDS = 0.01
+
+
 class Timing(NamedTuple):
     """Milliseconds of every round of one case."""
 
@@ -30,7 +35,7 @@ class Timing(NamedTuple):
 
 
 def interleave(cases: Cases, *, repeats: int, warm_up: int = 2) -> Timings:
-    """Times every case once a round, in turns.
+    """Times every case once a round, in turns, with a pause before each.
 
     On a shared machine the same program takes 1.3 to 2 times as long from one minute
     to the next; neighbours in a round see the same minute, so ratios within a round
@@ -47,6 +52,7 @@ def interleave(cases: Cases, *, repeats: int, warm_up: int = 2) -> Timings:
     times = {name: Timing([], []) for name in cases}
     for round_ in range(warm_up + repeats):
         for name, run in cases.items():
+            time.sleep(_PAUSE_SECONDS)
             wall, cpu = time.perf_counter(), time.process_time()
             run()
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
