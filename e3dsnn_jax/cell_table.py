@@ -55,10 +55,9 @@ def number_cells(
     size = spans[0] * strides[0] + 2 * margin
     if size >= _LARGEST_NUMBER:
         return None
-    start = margin - sum(b * s for b, s in zip(lowest, strides, strict=True))
-    numbers = np.full(len(coords), start, np.int64)
-    for column, stride in zip(coords.T, strides, strict=True):
-        numbers += np.multiply(column, stride, dtype=np.int64)
+    numbers = np.full(len(coords), margin, np.int64)
+    for column, bottom, stride in zip(coords.T, lowest, strides, strict=True):
+        numbers += np.subtract(column, bottom, dtype=np.int64) * stride
     return CellNumbers(numbers, tuple(strides), size)
 
 

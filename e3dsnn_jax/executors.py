@@ -192,14 +192,16 @@ def _backward_gathered(rows, kernel, kernel_map, cotangent, *, input_gradient):
     table = _partners(
         senders, receivers, kernel_map, len(kernel), num_in, len(cotangent)
     )
-    flat = _gather(rows, jnp.arange(num_in), kernel.dtype)
 
     def add(total, step):
         index, matrix = step
         given = _gather(cotangent, index, cotangent.dtype)
         if input_gradient:
             total = total + _dot(given, matrix.T)
-        return total, _dot(flat.T, given)
+        # Rows without a partner meet zeros, which would not silence a NaN or infinity.
+        paired = (index < len(cotangent) - 1)[:, None, None]
+        taken = jnp.where(paired, rows[:-1], 0).astype(kernel.dtype)
+        return total, _dot(taken.reshape(-1, c_in).T, given)
 
     start = _start(kernel_map, (num_in * time, c_in))
     d_inputs, d_kernel = jax.lax.scan(add, start, (table, kernel))

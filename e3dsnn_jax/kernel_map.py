@@ -1,4 +1,4 @@
-"""Which input voxel meets which output voxel under which kernel offset (NumPy).
+"""Which input voxel meets which output voxel under which kernel offset.
 
 Cross-correlation as in the published stack: the input at
 `output * stride - padding + offset * dilation` meets `output` under `offset`.
@@ -11,7 +11,10 @@ import itertools
 import math
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int, Int32
 
 HostOrDevice = np.ndarray | Array
@@ -94,6 +97,8 @@ class KernelMap(NamedTuple):
     """Kernel offset that all pairs of a block share; 0 in unused blocks."""
     blocks_needed: Int32[HostOrDevice, ""]
     """Blocks that the pairs take; larger than the capacity means overflow."""
+    rows: Int32[HostOrDevice, "2"]
+    """Row capacities of inputs and outputs that the map was made for."""
 
     @property
     def capacity(self) -> int:
@@ -104,8 +109,36 @@ class KernelMap(NamedTuple):
 def invert(kernel_map: KernelMap) -> KernelMap:
     """The map of the inverse convolution: from the outputs back to the inputs."""
     return kernel_map._replace(
-        senders=kernel_map.receivers, receivers=kernel_map.senders
+        senders=kernel_map.receivers,
+        receivers=kernel_map.senders,
+        rows=kernel_map.rows[..., ::-1],
     )
+
+
+def match_rows(kernel_map: KernelMap, *, num_in: int, num_out: int) -> KernelMap:
+    """The map on the device, if it was made for so many rows.
+
+    With other rows "no pair" would name a real row, or rows would be missing. Under
+    `jit`, where the map's numbers are not known, such a map comes back as one that
+    overflows, whose results are NaN.
+
+    Raises:
+      ValueError: If the numbers are known and differ.
+    """
+    # Host arrays are welcome too; loops over a map index them by traced numbers.
+    kernel_map = jax.tree.map(jnp.asarray, kernel_map)
+    if not isinstance(kernel_map.rows, Tracer):
+        made_for = tuple(kernel_map.rows.tolist())
+        if made_for != (num_in, num_out):
+            raise ValueError(
+                f"the map joins {made_for[0]} input rows with {made_for[1]} output "
+                f"rows, but the inputs have {num_in} rows and num_out is {num_out}: "
+                "give both the rows of their levels (`pad_features`)"
+            )
+        return kernel_map
+    fits = (kernel_map.rows[0] == num_in) & (kernel_map.rows[1] == num_out)
+    needed = jnp.where(fits, kernel_map.blocks_needed, kernel_map.capacity + 1)
+    return kernel_map._replace(blocks_needed=needed)
 
 
 def check_submanifold(kernel: Kernel) -> None:
@@ -158,7 +191,15 @@ def pack_pairs(
       num_out: Row capacity of the outputs; also the "no pair" row of receivers.
       pairs_per_block: Columns of the map.
       blocks_capacity: Rows of the map.
+
+    Raises:
+      ValueError: If there is no room for a single pair.
     """
+    if blocks_capacity < 1 or pairs_per_block < 1:
+        raise ValueError(
+            "a map needs room for at least one block of one pair, got "
+            f"{blocks_capacity=} {pairs_per_block=}"
+        )
     per_offset = -(-pairs.counts // pairs_per_block)
     needed = int(per_offset.sum())
     size = max(needed, blocks_capacity) * pairs_per_block
@@ -179,4 +220,5 @@ def pack_pairs(
         receivers[:kept].reshape(blocks_capacity, pairs_per_block),
         offset[:blocks_capacity],
         np.asarray(needed, np.int32),
+        np.array([num_in, num_out], np.int32),
     )

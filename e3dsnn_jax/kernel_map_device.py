@@ -215,4 +215,5 @@ def _pack(
         place(receivers, num_out),
         jnp.where(block < needed, offset, 0),
         needed,
+        jnp.array([num_in, num_out], jnp.int32),
     )

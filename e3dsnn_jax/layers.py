@@ -26,7 +26,8 @@ class Compute(NamedTuple):
     precision: Precision = "float32"
     """`bfloat16`: inputs, weights, outputs and their gradients. `bfloat16_split`: each
     weight as the sum of two bfloat16 numbers, good to 2**-16 of its size, and float32
-    outputs; spikes are exact in bfloat16, and layers with real inputs use float32."""
+    outputs; spikes are exact in bfloat16, and layers with real inputs use float32. The
+    gradients of its outputs are rounded to bfloat16 on their way back."""
     deterministic: bool = True
     """Whether a GPU must add in the same order each time; see `sparse_conv`."""
     rematerialise: bool = False

@@ -1,19 +1,22 @@
 """Pooling over voxels: along a kernel map, and over whole clouds."""
 
+import jax
 import jax.numpy as jnp
 import jraph
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from e3dsnn_jax.kernel_map import HostOrDevice, KernelMap
+from e3dsnn_jax.kernel_map import HostOrDevice, KernelMap, match_rows
 
 
-def _messages(inputs: Array, kernel_map: KernelMap) -> tuple[Array, Array]:
+def _messages(
+    inputs: Array, kernel_map: KernelMap, num_out: int
+) -> tuple[Array, Array]:
+    kernel_map = match_rows(kernel_map, num_in=inputs.shape[0], num_out=num_out)
     overflow = kernel_map.blocks_needed > kernel_map.capacity
     poisoned = jnp.where(overflow, jnp.nan, inputs)  # never pool a truncated map
     rows = jnp.concatenate([poisoned, jnp.zeros_like(inputs[:1])])
-    senders = jnp.asarray(kernel_map.senders).reshape(-1)
-    return rows[senders], jnp.asarray(kernel_map.receivers).reshape(-1)
+    senders, receivers = map(jnp.ravel, (kernel_map.senders, kernel_map.receivers))
+    return rows[senders], receivers
 
 
 def sparse_max_pool(
@@ -24,7 +27,7 @@ def sparse_max_pool(
     Source: `SparseMaxPool3d` of the published stack (sites without a voxel take no
     part, unlike zeros in a dense pooling).
     """
-    messages, receivers = _messages(inputs, kernel_map)
+    messages, receivers = _messages(inputs, kernel_map, num_out)
     largest = jraph.segment_max(messages, receivers, num_segments=num_out)
     return jnp.where(jnp.isneginf(largest), 0, largest)
 
@@ -36,7 +39,7 @@ def sparse_mean_pool(
 
     Source: `SparseAvgPool3d` of the published stack.
     """
-    messages, receivers = _messages(inputs, kernel_map)
+    messages, receivers = _messages(inputs, kernel_map, num_out)
     total = jraph.segment_sum(messages, receivers, num_segments=num_out)
     ones = jnp.ones(receivers.shape, inputs.dtype)
     count = jraph.segment_sum(ones, receivers, num_segments=num_out)
@@ -60,8 +63,9 @@ def cloud_mean(
     Source: the global pooling of `SNN_3dv` in the authors' code.
     """
     mask = voxel_mask(coords)
-    # Padding rows get a cloud out of range, which segment_sum drops.
-    cloud = jnp.where(mask, jnp.asarray(coords)[:, 0], num_clouds)
-    total = jraph.segment_sum(inputs, cloud, num_segments=num_clouds)
-    count = jraph.segment_sum(mask.astype(inputs.dtype), cloud, num_segments=num_clouds)
-    return total / jnp.maximum(count, 1)[:, np.newaxis]
+    clouds = jnp.arange(num_clouds)[:, None]
+    members = (jnp.asarray(coords)[None, :, 0] == clouds).astype(inputs.dtype)
+    # A product, not a segment-sum: a GPU adds those in any order.
+    real = jnp.where(mask[:, None], inputs, 0)
+    total = jnp.matmul(members, real, precision=jax.lax.Precision.HIGHEST)
+    return total / jnp.maximum(members.sum(1), 1)[:, None]

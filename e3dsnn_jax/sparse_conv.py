@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from e3dsnn_jax.executors import BATCHED, BLOCKS, GATHERED
-from e3dsnn_jax.kernel_map import KernelMap
+from e3dsnn_jax.kernel_map import KernelMap, match_rows
 
 
 class _Static(NamedTuple):
@@ -48,12 +48,13 @@ def sparse_conv(
     Args:
       inputs: Features of the input rows; padding rows may hold anything.
       kernel: One matrix an offset, in the row-major order of the kernel's offsets.
-      kernel_map: The pairs; if its blocks overflow, the result is NaN throughout, as
-        nothing may be computed on a truncated map.
+      kernel_map: The pairs; if its blocks overflow, or under `jit` if it was made for
+        other rows, the result is NaN throughout: nothing may be computed on a truncated
+        or foreign map.
       num_out: Row capacity of the output.
       integer_inputs: Inputs are whole numbers 0..127 (spikes): they travel as int8,
-        exactly and four times smaller. A NaN among them, in padding rows too, makes
-        the whole result NaN.
+        exactly and four times smaller. Whatever int8 cannot hold, a NaN or a larger
+        number, in padding rows too, makes the whole result NaN.
       input_gradient: Whether the derivative by `inputs` is wanted; without it (the
         network's first layer) the backward pass is cheaper and that gradient is 0,
         without a warning: do not differentiate by `inputs` then.
@@ -65,7 +66,7 @@ def sparse_conv(
       The output rows, accumulated in float32.
 
     Raises:
-      ValueError: If channels, offsets or the time axis do not fit together.
+      ValueError: If channels do not fit together, or rows and a map that is known.
 
     Source: spike sparse convolution of E-3DSNN (AAAI 2025), eq. 1; `SubMConv3d`,
     `SparseConv3d` and `SparseInverseConv3d` of the published stack.
@@ -80,8 +81,7 @@ def sparse_conv(
             "sparse_conv takes one map, senders [blocks, pairs], got "
             f"{kernel_map.senders.shape}: drop or map over the leading axis"
         )
-    # Host arrays are welcome too; the loops below index them by traced numbers.
-    kernel_map = jax.tree.map(jnp.asarray, kernel_map)
+    kernel_map = match_rows(kernel_map, num_in=inputs.shape[0], num_out=num_out)
     time = inputs.shape[1:-1]
     flat = inputs.reshape(inputs.shape[0], int(np.prod(time)), inputs.shape[-1])
     dtype = jnp.dtype(kernel.dtype if out_dtype is None else out_dtype)
@@ -102,9 +102,10 @@ def _accelerated(static):
 def _forward(static, inputs, kernel, kernel_map):
     rows, poison = inputs, None
     if static.integer_inputs:
-        # int8 has no NaN, which must not end as a number. Asked once for all of them:
-        # a test in every gather took a fifth of the forward pass.
-        poison = jnp.where(jnp.isnan(inputs).any(), jnp.nan, 0.0).astype(jnp.float32)
+        # What int8 cannot hold, NaN among it, must not end as another number. Asked
+        # once for all of them: a test in every gather took a fifth of the forward pass.
+        held = ((inputs >= -128) & (inputs <= 127)).all()
+        poison = jnp.where(held, 0.0, jnp.nan).astype(jnp.float32)
         rows = inputs.astype(jnp.int8)
     rows = _with_padding_row(rows)
     outputs = jax.lax.platform_dependent(

@@ -91,7 +91,9 @@ def make_level(real, rows):
     coords[:real] = 0
     nothing = np.zeros((1, 1), np.int32)
     count = np.int32(real)
-    maps = KernelMap(nothing, nothing, nothing[0], np.asarray(0, np.int32))
+    maps = KernelMap(
+        nothing, nothing, nothing[0], np.asarray(0, np.int32), np.array([rows, rows])
+    )
     return Level(jnp.asarray(coords), jnp.asarray(count), maps, None)
 
 

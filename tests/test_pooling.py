@@ -36,6 +36,15 @@ def test_pooling_over_a_map(rng, name, coords, kernel):
     np.testing.assert_array_equal(mean[len(cells) :], 0)
 
 
+def test_a_map_for_other_rows_is_refused(rng):
+    fine, coarse = build_pyramid(random_coords(rng), num_levels=2)
+    assert fine.down is not None
+    rows, num_out = (level.coords.shape[0] for level in (fine, coarse))
+    for pool in (sparse_max_pool, sparse_mean_pool):
+        with pytest.raises(ValueError, match=f"joins {rows} input rows"):
+            pool(jnp.ones((rows - 1, 2)), fine.down, num_out=num_out)
+
+
 def test_a_truncated_map_is_never_pooled(rng):
     coords = random_coords(rng)
     fine, coarse = build_pyramid(coords, num_levels=2)

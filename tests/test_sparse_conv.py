@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from e3dsnn_jax.executors import BATCHED, BLOCKS, GATHERED
 from e3dsnn_jax.kernel_map import (
     KernelMap,
+    Pairs,
     blocks_needed,
     invert,
     make_kernel,
@@ -20,6 +22,7 @@ from e3dsnn_jax.kernel_pairs import strided_pairs, submanifold_pairs
 from e3dsnn_jax.sparse_conv import sparse_conv
 from tests import oracles
 from tests.clouds_of_voxels import hard_coords, random_coords
+from tests.programs import has_float_scatter_add
 
 # The package re-exports the function under the module's own name.
 module = importlib.import_module("e3dsnn_jax.sparse_conv")
@@ -68,7 +71,8 @@ def pack(pairs, num_in, num_out, *, size=16, spare=2) -> KernelMap:
 def padded(rng, rows, capacity, channels):
     """Features of the real rows, and rubbish in the padding rows."""
     features = rng.normal(size=(capacity, channels)).astype(np.float32)
-    features[rows:] = 1e6
+    features[rows:] = np.nan
+    features[rows + 1 :] = np.inf
     return features
 
 
@@ -154,6 +158,65 @@ def test_strided_is_the_dense_convolution_on_reached_sites(
         return oracles.dense_conv(grid, weights, kernel)[tuple(out_coords.T)]
 
     check(rng, coords, out_coords, pairs, kernel, kernel.padding, dense_out, 4, 3)
+
+
+@pytest.mark.parametrize("c_in", [20, 40])
+def test_wide_layers_are_the_dense_convolution(rng, executor, c_in):
+    """More channels than are multiplied elementwise, or transposed, on a CPU."""
+    kernel = make_kernel(3)
+    coords = random_coords(rng, extent=(4, 4, 4))
+    pairs = submanifold_pairs(coords, kernel)
+
+    def dense_out(features, weights):
+        grid = oracles.dense_grid(coords, features, 2, (4, 4, 4))
+        dense_kernel = kernel._replace(padding=(1, 1, 1))
+        return oracles.dense_conv(grid, weights, dense_kernel)[tuple(coords.T)]
+
+    check(rng, coords, coords, pairs, kernel, (1, 1, 1), dense_out, c_in, 3)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_an_accelerator_adds_in_order_where_that_is_asked_for(rng, deterministic):
+    features, weights, kernel_map = make_case(rng)
+
+    def loss(x, w):
+        conv = functools.partial(
+            sparse_conv, num_out=len(features), deterministic=deterministic
+        )
+        return conv(x, w, kernel_map).sum()
+
+    step = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    exported = export.export(step, platforms=("cuda",))(features, weights)
+    assert has_float_scatter_add(exported.mlir_module()) != deterministic
+
+
+@pytest.mark.parametrize("value", [200.0, np.inf, -np.inf])
+def test_spikes_that_a_byte_cannot_hold_are_no_numbers_afterwards(rng, value):
+    _, weights, kernel_map = make_case(rng)
+    rows = int(kernel_map.rows[0])
+    spikes = jnp.ones((rows, 12)).at[2, 3].set(value)
+    outputs = sparse_conv(
+        spikes, weights, kernel_map, num_out=rows, integer_inputs=True
+    )
+    assert np.isnan(outputs).all()
+
+
+def test_a_map_for_other_rows_is_refused(rng):
+    features, weights, kernel_map = make_case(rng)
+    rows = len(features)
+    more = jnp.concatenate([features, features[:3]])
+    for inputs, num_out in ((more, rows), (features[:-5], rows), (features, rows - 5)):
+        conv = functools.partial(sparse_conv, num_out=num_out)
+        message = (
+            rf"joins {rows} input rows with {rows} output rows, but the inputs have "
+            rf"{len(inputs)} rows and num_out is {num_out}"
+        )
+        with pytest.raises(ValueError, match=message):
+            conv(inputs, weights, kernel_map)
+        # Under jit the map's own numbers are not known before it runs.
+        assert np.isnan(jax.jit(conv)(inputs, weights, kernel_map)).all()
+    good = jax.jit(functools.partial(sparse_conv, num_out=rows))
+    assert np.isfinite(good(features, weights, kernel_map)).all()
 
 
 def make_case(rng, *, c_in=12, c_out=7, density=0.4, size=16, spare=2, kernel=None):
@@ -293,6 +356,8 @@ def test_bad_shapes_are_named(rng):
     features, weights, kernel_map = make_case(rng)
     with pytest.raises(ValueError, match=r"inputs have 11 channels but .* takes 12"):
         sparse_conv(features[:, :11], weights, kernel_map, num_out=5)
+    with pytest.raises(ValueError, match=r"at least one block .* blocks_capacity=0"):
+        pack(Pairs(*(np.zeros(n, np.int64) for n in (0, 0, 27))), 4, 4, spare=0)
     stacked = jax.tree.map(lambda leaf: leaf[None], kernel_map)
     with pytest.raises(ValueError, match=r"senders \[blocks, pairs\], got \(1,"):
         sparse_conv(features, weights, stacked, num_out=5)

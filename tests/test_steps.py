@@ -30,6 +30,7 @@ from e3dsnn_jax.training.steps import (
     replicate,
     shard_batch,
 )
+from tests.programs import has_float_scatter_add
 
 NUM_CLASSES = 3
 ARCHITECTURE = Architecture(3, 4, (6,), (1,))
@@ -337,6 +338,17 @@ def test_steps_can_be_exported_for_every_platform(initial, devices):
         state.params, state.batch_stats, batch
     )
     assert exported.platforms == platforms
+
+
+def test_no_step_adds_in_an_order_that_a_gpu_chooses(initial):
+    step: Any
+    step, mesh = train_step(1, spiking=True, ema_decay=0.9)
+    batch = shard_batch(make_batch(make_clouds(), 1), mesh)
+    state = replicate(initial, mesh)
+    exported = jax.export.export(step, platforms=("cuda",))(state, batch)
+    program = exported.mlir_module()
+    assert "stablehlo.scatter" in program  # tables of partners, each place once
+    assert not has_float_scatter_add(program)
 
 
 def test_a_mesh_of_more_devices_than_there_are_is_refused():

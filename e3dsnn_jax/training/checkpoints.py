@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from e3dsnn_jax.training.state import TrainState
+from e3dsnn_jax.whole_file import naming
 
 Which = Literal["last", "best"]
 LATEST, BEST = "checkpoints", "best"
@@ -61,9 +62,10 @@ class Checkpoints:
         }
         if state.ema is not None:
             items["averages"] = state.ema
-        self._latest.wait_until_finished()
-        if position.step not in self._latest.all_steps():
-            _save(self._latest, position.step, items, position._asdict())
+        with naming(self._run / LATEST):
+            self._latest.wait_until_finished()
+            if position.step not in self._latest.all_steps():
+                _save(self._latest, position.step, items, position._asdict())
 
     def save_best(
         self, variables: dict[str, Any], *, step: int, accuracy: float
@@ -73,7 +75,8 @@ class Checkpoints:
         Returns:
           Whether they were.
         """
-        self._best.wait_until_finished()
+        with naming(self._run / BEST):
+            self._best.wait_until_finished()
         for kept in self._best.all_steps():
             try:
                 _, meta = _load(self._best, kept, {})
@@ -84,7 +87,8 @@ class Checkpoints:
             else:
                 if not better:
                     return False
-        _save(self._best, step, {"model": variables}, {"accuracy": accuracy})
+        with naming(self._run / BEST):
+            _save(self._best, step, {"model": variables}, {"accuracy": accuracy})
         return True
 
     def restore(self, template: TrainState) -> tuple[TrainState, Position] | None:
@@ -144,8 +148,9 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything saved is on disk; raises what went wrong there."""
-        self._latest.wait_until_finished()
-        self._best.wait_until_finished()
+        for name, manager in ((LATEST, self._latest), (BEST, self._best)):
+            with naming(self._run / name):
+                manager.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -156,8 +161,9 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._latest.close()
-        self._best.close()
+        for name, manager in ((LATEST, self._latest), (BEST, self._best)):
+            with naming(self._run / name):
+                manager.close()
 
 
 class Restored(NamedTuple):
@@ -264,9 +270,7 @@ def _load(
             raise CheckpointError(
                 f"the arrays of {name!r} have the checksum {actual}, saved as {stored}"
             )
-    # Checkpoints of older versions have none.
-    stored = meta["checksums"].get("position")
-    if stored is not None and stored != _checksum_of_json(meta["position"]):
+    if meta["checksums"].get("position") != _checksum_of_json(meta["position"]):
         raise CheckpointError("its position does not have the checksum saved with it")
     return {name: found[name] for name in templates}, meta["position"]
 

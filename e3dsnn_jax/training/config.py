@@ -63,7 +63,8 @@ class DataConfig:
     capacity_slacks: tuple[float, ...] = (1.1, 1.6)
     """Room, above the largest of some sampled batches, of the static shapes that
     programs are compiled for; one program each, a batch takes the first that holds
-    it."""
+    it. A run may be resumed with others; sums over other shapes may then be rounded
+    differently."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class ModelConfig:
     compute_dtype: Precision = "float32"
     """Type of the convolutions' inputs, weights and outputs; parameters, statistics and
     the sums within a convolution are float32. bfloat16_split: weights in two parts that
-    are together almost as good as float32, and float32 outputs."""
+    are together almost as good as float32, and float32 outputs; gradients are rounded
+    as with bfloat16."""
     deterministic: bool = True
     """Repeat a run bit for bit on the same kind of device; without it, a GPU adds in
     any order, for less work."""
@@ -172,7 +174,8 @@ PAPER_RECIPE = Recipe()
 Source: the ModelNet40 configuration of the E-3DSNN authors' code.
 """
 
-# Fields that change how a run goes, but not what it computes: a run may be resumed with
+# Fields that change how a run goes, but not what it computes, at most how sums are
+# rounded: a run may be resumed with
 # other values of these.
 FREE_FIELDS = (
     "run",

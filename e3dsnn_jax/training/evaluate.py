@@ -18,6 +18,7 @@ from e3dsnn_jax.data.loader import (
     iterate,
     plan_capacities,
 )
+from e3dsnn_jax.training.config import DataConfig
 from e3dsnn_jax.training.datasets import check_classes
 from e3dsnn_jax.training.devices import choose_devices
 from e3dsnn_jax.training.metrics import (
@@ -69,9 +70,20 @@ class Evaluation(NamedTuple):
 
 
 def make_evaluation_source(
-    dataset: ShapeDataset, layout: BatchLayout, *, votes: int = 1
+    dataset: ShapeDataset,
+    layout: BatchLayout,
+    *,
+    votes: int = 1,
+    slacks: tuple[float, ...] = DataConfig.capacity_slacks,
 ) -> BatchSource:
     """The batches of an evaluation: every cloud once for each vote, unchanged.
+
+    Args:
+      dataset: The clouds.
+      layout: Of a batch.
+      votes: Random voxelisations of each cloud.
+      slacks: Room of the static shapes above sampled batches, for datasets so large
+        that not all batches are looked at.
 
     Raises:
       ValueError: If the dataset is empty.
@@ -84,7 +96,7 @@ def make_evaluation_source(
     if len(once) <= _PLANNED_BATCHES:
         capacities = plan_capacities(once, num_batches=len(once), slacks=(1.0,))
     else:
-        capacities = plan_capacities(once, num_batches=_PLANNED_BATCHES)
+        capacities = plan_capacities(once, num_batches=_PLANNED_BATCHES, slacks=slacks)
     return dataclasses.replace(once, capacities=capacities, epochs=votes)
 
 

@@ -130,6 +130,8 @@ class _Run:
         # Steps since the last line of metrics, and when the first of them started.
         self.window: list[list[float]] = []
         self.window_started = time.monotonic()
+        # Seconds of that in which no batch was ready.
+        self.waited = 0.0
 
     def advance(
         self, state: TrainState, position: Position
@@ -152,7 +154,9 @@ class _Run:
                     evaluation = self._evaluate(state, step, bar)
                 if step == setup.total:
                     break
+                asked = time.monotonic()
                 batch = next(batches, None)
+                self.waited += time.monotonic() - asked
                 if batch is None:
                     break  # a worker was ended by the same Ctrl-C
                 state, metrics = setup.train_step(state, batch)
@@ -248,8 +252,10 @@ class _Run:
                 accuracy=float(accuracy),
                 grad_norm=float(rows[:, 3].mean()),
                 clouds_per_second=float(speed),
+                waiting_for_batches=self.waited / elapsed,
             )
             self.window, self.window_started = [], time.monotonic()
+            self.waited = 0.0
 
     def _evaluate(self, state: TrainState, step: int, bar: tqdm) -> Evaluation:
         setup, began = self.setup, time.monotonic()

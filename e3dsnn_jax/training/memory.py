@@ -25,11 +25,6 @@ class StepMemory(NamedTuple):
     """What it takes beside those: intermediate results, and outputs that do not take
     the place of an argument."""
 
-    @property
-    def total(self) -> int:
-        """All of it, the peak while the program runs."""
-        return self.arguments + self.working
-
 
 def step_memory(compiled: jax.stages.Compiled) -> StepMemory | None:
     """Memory that XLA planned for a program; None where a platform does not tell."""
@@ -61,8 +56,20 @@ def free_memory(device: Any) -> int | None:
     free = 1024 * int(lines["MemAvailable"].split()[0])
     limit = _read_number(_CGROUP / "memory.max")
     if limit is not None:
-        free = min(free, limit - (_read_number(_CGROUP / "memory.current") or 0))
+        used = _read_number(_CGROUP / "memory.current") or 0
+        free = min(free, limit - used + _cached_in_container())
     return free
+
+
+def _cached_in_container() -> int:
+    """Bytes of files that count as used in a container, and are given up on demand."""
+    path = _CGROUP / "memory.stat"
+    rows = (
+        [line.split() for line in path.read_text().splitlines()]
+        if path.exists()
+        else []
+    )
+    return sum(int(n) for name, n in rows if name in ("active_file", "inactive_file"))
 
 
 def _read_number(path: Path) -> int | None:
@@ -87,8 +94,8 @@ def describe_memory(step: StepMemory, free: int | None, *, sharing: int) -> str:
         return f"{need}; {free / 1e9:.1f} GB are free."
     return (
         f"WARNING: {need}, but only {free / 1e9:.2f} GB are free: it will probably "
-        "fail. Lower --recipe.batch-size, raise --recipe.accumulate, or add "
-        "--model.rematerialise."
+        "fail. Start a run in another folder (--run) with a smaller "
+        "--recipe.batch-size, a larger --recipe.accumulate, or --model.rematerialise."
     )
 
 

@@ -108,7 +108,12 @@ def make_setup(config: TrainConfig, data: RunData) -> tuple[RunSetup, TrainState
         accumulate=recipe.accumulate,
     )
     whole = dataclasses.replace(layout, batch_size=at_once, num_devices=devices)
-    evaluation = make_evaluation_source(data.evaluation, whole, votes=recipe.votes)
+    evaluation = make_evaluation_source(
+        data.evaluation,
+        whole,
+        votes=recipe.votes,
+        slacks=config.data.capacity_slacks,
+    )
     setup = RunSetup(
         config=config,
         source=source,

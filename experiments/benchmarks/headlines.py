@@ -66,8 +66,12 @@ def _name(whose: str) -> str:
 def _describe_scaling(rows: dict[str, Any], unit: str) -> str:
     times = [row[f"nanoseconds_per_{unit}"] for row in rows.values()]
     sizes = [f"{int(voxels):,}" for voxels in rows]
-    low, high = (f"{time:,.0f}" for time in (min(times), max(times)))
-    return f"{low} to {high} ns a {unit} from {sizes[0]} to {sizes[-1]} voxels"
+    first, last = (f"{times[end]:,.0f} ns a {unit} for {sizes[end]}" for end in (0, -1))
+    text = f"{first}, {last} voxels"
+    if {"20000", "200000"} <= set(rows):
+        small, large = (rows[n][f"nanoseconds_per_{unit}"] for n in ("20000", "200000"))
+        text += f", ratio of 200,000 to 20,000 {large / small:.2f}"
+    return text
 
 
 def _sparse_conv(result: dict[str, Any]) -> list[Row]:
@@ -77,7 +81,6 @@ def _sparse_conv(result: dict[str, Any]) -> list[Row]:
             compare(result, kind),
         )
         for kind in result["seconds"]
-        if kind.endswith("forward and backward")
     ]
     for kind, sizes in result["scaling"].items():
         what = f"the same, {result['scaling_channels']} channels {kind}, ours"

@@ -6,12 +6,13 @@
 
 Times the maps of all levels of a batch of the T classifier (16 clouds of 2048 voxels of
 0.05 by default), which must not take longer than 20 ms of one thread, and the 3x3x3
-submanifold map and the strided one of LiDAR scans of several sizes. `ours` are the
-pairs as the host finds them, with one thread; `ours_packed` cuts them into blocks too,
-and `ours_device` builds those blocks under `jit`. `naive` makes 27 binary searches
-among the numbers of all cells. spconv is timed where it is installed
-(`pip install -e '.[peers]'`), with one thread and with all; of a submanifold map it
-lists one half, which mirrors the other. All contenders must find as many pairs.
+submanifold map and the strided one of LiDAR scans of several sizes. Of a scan, `ours`
+are the pairs as the host finds them, with one thread, and `ours_packed` cuts them into
+blocks too; of a batch, `ours` does both. `ours_device` builds the blocks under `jit`.
+`naive` makes 27 binary searches among the numbers of all cells. spconv is timed where
+it is installed (`pip install -e '.[peers]'`), with one thread and with all; of a
+submanifold map it lists one half, which mirrors the other. All contenders must find as
+many pairs.
 
 The last line of stdout is one JSON object, the table goes to stderr, and a figure of
 the scaling to `--out`.

@@ -35,7 +35,6 @@ from e3dsnn_jax.pyramid import (
     fit_capacity,
     pack_levels,
 )
-from e3dsnn_jax.training.devices import num_cores
 from experiments.benchmarks.timing import Cases
 
 NUM_LEVELS = VARIANTS["T"].num_levels
@@ -151,17 +150,6 @@ def spconv_pairs(coords: Int[np.ndarray, "voxels 4"], kernel: Kernel) -> int:
     return len(coords) + 2 * int(counts.sum()) if submanifold else int(counts.sum())
 
 
-def on_threads(threads: int, run: Callable[[], Any]) -> Callable[[], Any]:
-    """The same with so many threads of torch."""
-    import torch  # pyright: ignore[reportMissingImports]
-
-    def timed() -> Any:
-        torch.set_num_threads(threads)
-        return run()
-
-    return timed
-
-
 def check_agreement(what: str, counts: dict[str, Any]) -> None:
     """Raises ValueError unless all contenders have counted what ours has."""
     if any(count != counts["ours"] for count in counts.values()):
@@ -184,7 +172,7 @@ def scan_cases(kind: str, scan: Scan, *, peer: bool) -> tuple[Cases, int]:
         "ours_packed": lambda: scan.pack(kind),
         "ours_device": lambda: scan.build(kind),
     }
-    counts = {"ours": len(scan.find(kind).senders)}
+    counts: dict[str, Any] = {"ours": len(scan.find(kind).senders)}
     for whose in ("ours_packed", "ours_device"):
         counts[whose] = scan.count(runs[whose]())
     if kind == "submanifold":
@@ -192,10 +180,13 @@ def scan_cases(kind: str, scan: Scan, *, peer: bool) -> tuple[Cases, int]:
         counts["naive"] = len(naive_pairs(scan.coords).senders)
     if peer:
         kernel = SUBMANIFOLD if kind == "submanifold" else DOWN
-        for threads in sorted({1, num_cores()}):
-            whose = f"spconv_{threads}_threads"
-            runs[whose] = on_threads(threads, lambda: spconv_pairs(scan.coords, kernel))
-            counts[whose] = runs[whose]()
+        from experiments.benchmarks.spconv_peer import on_threads
+
+        for whose, timed in on_threads(
+            lambda: spconv_pairs(scan.coords, kernel)
+        ).items():
+            runs[whose] = timed
+            counts[whose] = timed()
     name = f"{kind}, {len(scan.coords)} voxels"
     check_agreement(name, counts)
     return {(name, whose): run for whose, run in runs.items()}, counts["ours"]
@@ -227,19 +218,18 @@ def batch_cases(
         ("levels, pack only", "ours"): lambda: pack_levels(found, capacity),
     }
     rows = [len(level.coords) for level in found]
-    counts = {
+    counts: dict[str, Any] = {
         "ours": rows,
         "ours_device": [int(level.voxels_needed) for level in build(padded)],
     }
     if peer:
-        from experiments.benchmarks.spconv_peer import Classifier, Trainer
+        from experiments.benchmarks.spconv_peer import Classifier, Trainer, on_threads
 
         trainer = Trainer(Classifier())
         clouds = int(coords[-1, 0]) + 1
-        for threads in sorted({1, num_cores()}):
-            whose = f"spconv_{threads}_threads"
-            theirs = functools.partial(trainer.index_pairs, coords, num_clouds=clouds)
-            runs["levels", whose] = on_threads(threads, theirs)
-            counts[whose] = theirs()
+        theirs = functools.partial(trainer.index_pairs, coords, num_clouds=clouds)
+        for whose, timed in on_threads(theirs).items():
+            runs["levels", whose] = timed
+            counts[whose] = timed()
     check_agreement("voxels of the levels", counts)
     return runs, rows

@@ -17,6 +17,7 @@ pass and shared within a level, as in the published network.
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from spconv.core import ConvAlgo
 from spconv.pytorch import ops
 from torch import nn
 
+from e3dsnn_jax.training.devices import num_cores
+
 # The published code leaves this room around the batch's extent.
 _MARGIN = 96
 
@@ -35,6 +38,23 @@ if not torch.cuda.is_available():
     # The backward pass asks for the CUDA stream even where it then runs on the CPU and
     # never uses it; torch without CUDA raises at that question.
     ops.get_current_stream = lambda: 0
+
+
+def on_threads(run: Callable[[], object]) -> dict[str, Callable[[], object]]:
+    """The same on one thread of torch and on all, by the name of the contender.
+
+    Its threads wait by spinning, so that on a busy machine one is the faster.
+    """
+
+    def on(threads: int) -> Callable[[], object]:
+        def timed() -> object:
+            torch.set_num_threads(threads)
+            return run()
+
+        return timed
+
+    counts = sorted({1, num_cores()})
+    return {f"spconv_{threads}_threads": on(threads) for threads in counts}
 
 
 class _SpikeFunction(torch.autograd.Function):

@@ -30,6 +30,8 @@ from experiments.smoke import ARCHITECTURE, BATCH_SIZE, VOXEL_SIZE
 PATIENCE = 90.0
 """Seconds after which a training run that says nothing counts as hanging."""
 
+# Fields of a line of metrics that no two runs share.
+_TIMES = ("clouds_per_second", "waiting_for_batches")
 _PRELOADED = [
     "e3dsnn_jax.training.loop",
     "e3dsnn_jax.figures",
@@ -171,7 +173,7 @@ def result_of(run: Path) -> dict[str, Any]:
         # With the checksums of the optimizer's state too.
         "meta": json.loads(meta.read_text()),
         "metrics": [
-            {name: value for name, value in line.items() if name != "clouds_per_second"}
+            {name: value for name, value in line.items() if name not in _TIMES}
             for line in read_metrics(run)
         ],
         "evaluation": {key: evaluation[key] for key in ("accuracy", "loss", "step")},
