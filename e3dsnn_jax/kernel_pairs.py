@@ -1,8 +1,9 @@
 """The pairs of a sparse convolution, found on the host: who meets whom, under what.
 
 Where the voxels fill enough of their box, neighbours are looked up in a table of all
-its cells. Else they are found by binary search among the sorted coordinates, a column
-at a time along the last axis: extents have no limit.
+its cells. Else they are found by binary search among the cells' numbers, a column at a
+time along the last axis, or among the sorted coordinates where numbers would not fit
+into 64 bits: extents have no limit.
 """
 
 from typing import NamedTuple
@@ -119,12 +120,36 @@ def _look_up(
     return results
 
 
+def _search(
+    cells: CellNumbers, columns: list[_Column]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(sender, receiver) rows at every cell of each column, receivers ascending."""
+    numbers = cells.numbers
+    if cells.size < 2**31 - 1:
+        numbers = numbers.astype(np.int32)
+    padded = np.append(numbers, np.iinfo(numbers.dtype).max)
+    every = np.arange(len(numbers))
+    results = []
+    for shift, run in columns:
+        step = sum(s * d for s, d in zip(cells.strides[1:], shift, strict=True))
+        queries = numbers + numbers.dtype.type(step)
+        # One up from a number, the next row is the first that is not below.
+        at = every + 1 if step == 1 else np.searchsorted(numbers, queries)
+        for _ in range(run):
+            hit = padded[at] == queries
+            receivers = np.flatnonzero(hit)
+            results.append((at[receivers], receivers))
+            at += hit  # numbers are whole and unique: the next one up is one further
+            queries += 1
+    return results
+
+
 def _translate(
     coords: Int[np.ndarray, "voxels axes"],
     columns: list[_Column],
     reach: tuple[int, ...],
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(sender, receiver) rows at every cell of each column, receivers ascending."""
+    """As `_search`, on coordinates whose numbers would not fit into 64 bits."""
     trie = _make_trie(coords, reach)
     found: dict[tuple[int, ...], np.ndarray] = {(): np.arange(len(trie[0].keys))}
 
@@ -203,7 +228,10 @@ def submanifold_pairs(
         own = depth // 2  # cells above the centre in its own column
         columns = [_Column(shifts[0], own)] if own else []
         columns += [_Column(shift, depth) for shift in shifts[own::depth]]
-        found = _translate(coords, columns, reach)
+        if cells is not None:
+            found = _search(cells, columns)
+        else:
+            found = _translate(coords, columns, reach)
     mirrored = [(receivers, senders) for senders, receivers in reversed(found)]
     return _join([*mirrored, (every, every), *found])
 

@@ -67,13 +67,24 @@ def test_two_dimensional_maps(rng):
     assert ([tuple(c) for c in outputs.tolist()], triples(pairs)) == (cells, expected)
 
 
-def test_extents_have_no_limit(rng):
+@pytest.mark.parametrize(
+    ("start", "step"),
+    [
+        (0, 500),  # cells numbered in 32 bits
+        (0, 50_000),  # in 64
+        (0, 2_000_000_000),  # in neither
+        (1_000_000_000, 100_000),
+        (100_000_000, 1_000_000),
+    ],
+)
+@pytest.mark.parametrize("kernel", [make_kernel(3), make_kernel(3, dilation=2)])
+def test_extents_have_no_limit(rng, start, step, kernel):
     near = random_coords(rng, extent=(4, 4, 4), density=0.5)
+    near[:, 1:] += start
     far = near.copy()
-    far[:, 1:] += 2_000_000_000
+    far[:, 1:] += step
     coords = np.concatenate([near, far])
     coords = coords[np.lexsort(coords.T[::-1])]
-    kernel = make_kernel(3)
     pairs = submanifold_pairs(coords, kernel)
     assert triples(pairs) == oracles.submanifold_pairs(coords, kernel)
     outputs, down = strided_pairs(coords, make_kernel(2, stride=2))
