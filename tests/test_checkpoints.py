@@ -201,13 +201,19 @@ def test_latest_stands_in_for_a_missing_best_and_says_so(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("checksum_lost", [False, True])
 def test_a_position_that_was_altered_is_noticed(
-    run: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, capsys: pytest.CaptureFixture[str], checksum_lost: bool
 ):
     (meta,) = (run / "checkpoints" / "3" / "meta").glob("metadata")
     text = meta.read_text()
     assert '"step": 3' in text
-    meta.write_text(text.replace('"step": 3', '"step": 9'))
+    altered = text.replace('"step": 3', '"step": 9')
+    if checksum_lost:
+        before, checksums = altered.split('"checksums"')
+        altered = f'{before}"checksums"{checksums.replace("position", "qosition")}'
+        assert "qosition" in altered
+    meta.write_text(altered)
     assert restore_variables(run).step == 2
     assert "position does not have the checksum" in capsys.readouterr().err
 

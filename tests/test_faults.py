@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.faults import __main__ as faults
+from experiments.faults import clouds
 from experiments.faults.clouds import run_clouds
 from experiments.faults.disk import run_disk
 from experiments.faults.kills import run_kills
@@ -16,6 +17,7 @@ from experiments.faults.outcomes import (
     CRASH,
     REFUSED,
     SAME,
+    WRONG,
     Campaign,
     format_findings,
     format_table,
@@ -88,6 +90,21 @@ def test_full_disk(tmp_path: Path):
 
 def test_extreme_clouds(lenient_promotion: None):
     check(run_clouds(edge=6, largest=5_000, architecture=ARCHITECTURE))
+
+
+def test_other_logits_of_a_moved_cloud_are_noticed(
+    lenient_promotion: None, monkeypatch: pytest.MonkeyPatch
+):
+    right = clouds._Network.logits
+
+    def wrong(self, voxels, *, shift=0):
+        logits = right(self, voxels, shift=shift)
+        return logits + 1e-6 if shift and logits is not None else logits
+
+    monkeypatch.setattr(clouds._Network, "logits", wrong)
+    campaign = run_clouds(edge=3, largest=1_000, architecture=ARCHITECTURE)
+    assert campaign.counts["one point, raw"] == {WRONG: 1}
+    assert "other logits after moving" in format_findings({"": campaign})
 
 
 def test_killed_run(tmp_path: Path):
