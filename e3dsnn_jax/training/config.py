@@ -85,7 +85,7 @@ class ModelConfig:
     any order, for less work."""
     rematerialise: bool = False
     """Keep only the membranes between blocks and compute the rest anew in the backward
-    pass: less memory for a quarter more time."""
+    pass: about half the memory for a third more time."""
     architecture: Annotated[Architecture | None, tyro.conf.Suppress] = None
     """Layer sizes that replace those of the variant; in_channels must then be 6 with
     normals and 3 without."""
