@@ -40,7 +40,7 @@ def whole(folder: Path, cache: Path) -> TrainResult:
     return train(tiny_config(folder, run="whole"))
 
 
-TIMES = ("clouds_per_second", "waiting_for_batches")
+TIMES = ("clouds_per_second", "fetching_batches")
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def test_run_leaves_what_it_promises(whole: TrainResult):
     ]
     assert all(math.isfinite(line["loss"]) for line in lines)
     assert lines[0]["clouds_per_second"] > 0
-    assert 0 <= lines[0]["waiting_for_batches"] <= 1
+    assert 0 <= lines[0]["fetching_batches"] <= 1
 
 
 def test_evaluation_of_a_run_is_that_of_its_last_checkpoint(whole: TrainResult):

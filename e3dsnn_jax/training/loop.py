@@ -130,8 +130,9 @@ class _Run:
         # Steps since the last line of metrics, and when the first of them started.
         self.window: list[list[float]] = []
         self.window_started = time.monotonic()
-        # Seconds of that in which no batch was ready.
-        self.waited = 0.0
+        # Seconds of that in which the next batch was fetched, while the devices worked
+        # on the step before: they idle only if fetching takes longer than that step.
+        self.fetching = 0.0
 
     def advance(
         self, state: TrainState, position: Position
@@ -156,7 +157,7 @@ class _Run:
                     break
                 asked = time.monotonic()
                 batch = next(batches, None)
-                self.waited += time.monotonic() - asked
+                self.fetching += time.monotonic() - asked
                 if batch is None:
                     break  # a worker was ended by the same Ctrl-C
                 state, metrics = setup.train_step(state, batch)
@@ -252,10 +253,10 @@ class _Run:
                 accuracy=float(accuracy),
                 grad_norm=float(rows[:, 3].mean()),
                 clouds_per_second=float(speed),
-                waiting_for_batches=self.waited / elapsed,
+                fetching_batches=self.fetching / elapsed,
             )
             self.window, self.window_started = [], time.monotonic()
-            self.waited = 0.0
+            self.fetching = 0.0
 
     def _evaluate(self, state: TrainState, step: int, bar: tqdm) -> Evaluation:
         setup, began = self.setup, time.monotonic()

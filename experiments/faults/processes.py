@@ -31,7 +31,7 @@ PATIENCE = 90.0
 """Seconds after which a training run that says nothing counts as hanging."""
 
 # Fields of a line of metrics that no two runs share.
-_TIMES = ("clouds_per_second", "waiting_for_batches")
+_TIMES = ("clouds_per_second", "fetching_batches")
 _PRELOADED = [
     "e3dsnn_jax.training.loop",
     "e3dsnn_jax.figures",
