@@ -2,36 +2,36 @@
 
 A grid of layers of a few widths is one compiled program: each layer is prepared once
 (decomposed or centred), and the pairs of each combination of widths are compared in
-blocks, so that nothing is padded and memory stays bounded.
+blocks, so that nothing is padded and memory stays bounded. The devices of a mesh share
+the layers to prepare, their products and the pairs, each by its cost: layers of which
+no two have the same width are shared as well.
 """
 
 import functools
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
 from numpy.typing import ArrayLike
 
 from svcca_jax.checks import LAYER, as_activations, check_datapoints, check_mask
-from svcca_jax.linalg import center, count_datapoints, sum_products
-from svcca_jax.measure import Both, Measure
+from svcca_jax.grid import compare_matched, fill_grid, find_places, prepare_layers
+from svcca_jax.measure import Measure
 from svcca_jax.moments import Moments
+from svcca_jax.sharing import (
+    check_mesh,
+    check_same,
+    on_every_device,
+    on_this_process,
+    put_everywhere,
+)
 from svcca_jax.svcca import MeanSVCCA
 
-Indices = Int[np.ndarray, "pairs 2"]
-
-
-# A layer's place: its shape, and its number among the layers of that shape.
-Place = tuple[tuple[int, ...], int]
-
 PAPER_MEASURE = MeanSVCCA()
-# The products of all pairs of two widths are kept at once up to this size.
-CROSS_BYTES = 256 << 20
 
 
 def pairwise(
@@ -55,11 +55,17 @@ def pairwise(
       pairs_per_block: How many pairs are compared at once. One is best on a CPU, whose
         decompositions use all cores by themselves; more fills an accelerator and costs
         that many times the memory of a pair.
-      mesh: Devices that share the pairs, with one axis; one device if not given.
+      mesh: Devices that share the work, with one axis; one device if not given. Each
+        holds all layers, prepared. Where the mesh spans several processes, all of them
+        call this with the same layers and settings.
+
+    Returns:
+      The grid, as an array of this process.
 
     Raises:
-      ValueError: For no layers, fewer than 1 pair a block, and as `cca.cca` with the
-        number of the layer.
+      ValueError: For no layers, fewer than 1 pair a block, a mesh of several axes,
+        processes that do not give the same, and as `cca.cca` with the number of the
+        layer.
     """
     if pairs_per_block < 1:
         raise ValueError(f"a block needs at least 1 pair, got {pairs_per_block}")
@@ -69,14 +75,19 @@ def pairwise(
         columns, _ = _check_layers(others, "other layer", measure, mask)
         check_datapoints([rows[0], columns[0]], ["layer 0", "other layer 0"])
     dtype = np.result_type(*(layer.dtype for layer in rows + (columns or [])))
-    return _grid(
+    given = (
         tuple(layer.astype(dtype) for layer in rows),
         None if columns is None else tuple(layer.astype(dtype) for layer in columns),
         checked,
-        measure=measure,
-        pairs_per_block=pairs_per_block,
-        mesh=mesh,
     )
+    if mesh is not None:
+        mesh = check_mesh(mesh)
+        names = [f"layer {i}" for i in range(len(rows))]
+        names += [f"other layer {i}" for i in range(len(columns or []))]
+        settings = (measure, pairs_per_block, columns is None)
+        given = _place(given, names, settings, mesh)
+    grid = _grid(*given, measure=measure, pairs_per_block=pairs_per_block, mesh=mesh)
+    return grid if mesh is None else on_this_process(grid)
 
 
 def over_checkpoints(
@@ -86,6 +97,7 @@ def over_checkpoints(
     measure: Measure = PAPER_MEASURE,
     mask: ArrayLike | None = None,
     all_pairs: bool = False,
+    mesh: Mesh | None = None,
 ) -> Float[np.ndarray, " checkpoints layers *references"]:
     """Similarity of every layer at every checkpoint with its reference.
 
@@ -100,13 +112,18 @@ def over_checkpoints(
       mask: True on the datapoints that count.
       all_pairs: Compare every layer with every reference: [checkpoints, layers,
         references], the learning dynamics that `plots.plot_training` draws.
+      mesh: Devices that share the work of each checkpoint, as for `pairwise`. Where it
+        spans several processes, all of them read the same checkpoints.
 
     Raises:
-      ValueError: For no layers, a checkpoint with another number of layers, and as
-        `cca.cca` with the numbers of checkpoint and layer.
+      ValueError: For no layers, a checkpoint with another number of layers, processes
+        that do not give the same, and as `cca.cca` with the numbers of checkpoint and
+        layer.
     """
+    mesh = None if mesh is None else check_mesh(mesh)
     final, checked = _check_layers(references, "reference layer", measure, mask)
-    dtype, prepared = None, None
+    final_names = [f"reference layer {i}" for i in range(len(final))]
+    dtype, prepared, placed_mask = None, None, checked
     values = []
     for number, checkpoint in enumerate(checkpoints):
         if len(checkpoint) != len(final):
@@ -118,19 +135,30 @@ def over_checkpoints(
         layers, _ = _check_layers(checkpoint, name, measure, mask)
         check_datapoints([final[0], layers[0]], ["reference layer 0", f"{name} 0"])
         common = np.result_type(*(layer.dtype for layer in final + layers))
+        given = tuple(layer.astype(common) for layer in layers)
+        if mesh is not None:
+            names = [f"{name} {i}" for i in range(len(layers))]
+            given = _place(given, names, (measure, all_pairs), mesh)
         if prepared is None or common != dtype:  # mostly at the first one alone
             dtype = common
-            cast = tuple(layer.astype(dtype) for layer in final)
-            prepared = _prepare(cast, checked, measure=measure)
+            cast = (tuple(layer.astype(dtype) for layer in final), checked)
+            if mesh is not None:
+                cast = _place(cast, final_names, measure, mesh)
+            prepared = _prepare(*cast, measure=measure, mesh=mesh)
+            placed_mask = cast[1]
         row = _row(
-            tuple(layer.astype(dtype) for layer in layers),
+            given,
             prepared,
-            checked,
+            placed_mask,
             measure=measure,
             shapes=tuple(layer.shape for layer in final),
             all_pairs=all_pairs,
+            mesh=mesh,
         )
-        values.append(np.asarray(row))
+        values.append(np.asarray(on_this_process(row)))
+    if mesh is not None:
+        # A process that had more of them would wait for the others for ever.
+        check_same([], [], None, mesh)
     if not values:
         shape = (0, len(final), len(final)) if all_pairs else (0, len(final))
         return np.zeros(shape, np.finfo(final[0].dtype).dtype)
@@ -144,6 +172,14 @@ def pairwise_from_moments(
     return _grid_of_moments(moments, measure=measure)
 
 
+def _place(given: Any, names: Sequence[str], settings: object, mesh: Mesh) -> Any:
+    """Puts layers with these names, and the mask behind them, on all devices."""
+    leaves = jax.tree.leaves(given)
+    names = [*names, "the mask"][: len(leaves)]
+    check_same(leaves, names, settings, mesh)
+    return put_everywhere(given, mesh)
+
+
 @functools.partial(jax.jit, static_argnames=("measure", "pairs_per_block", "mesh"))
 def _grid(
     rows: tuple[Array, ...],
@@ -154,81 +190,40 @@ def _grid(
     pairs_per_block: int,
     mesh: Mesh | None,
 ) -> Float[Array, "layers others"]:
-    stacks = _stack(rows, mask, measure)
-    others = stacks if columns is None else _stack(columns, mask, measure)
-    places = _find_places([layer.shape for layer in rows])
-    other_places = places
-    if columns is not None:
-        other_places = _find_places([layer.shape for layer in columns])
+    def compute(rows: Any, columns: Any, mask: Any) -> Array:
+        stacks = prepare_layers(rows, mask, measure, mesh)
+        places = find_places([layer.shape for layer in rows])
+        others, other_places = stacks, places
+        if columns is not None:
+            others = prepare_layers(columns, mask, measure, mesh)
+            other_places = find_places([layer.shape for layer in columns])
+        return fill_grid(
+            measure,
+            stacks,
+            places,
+            others,
+            other_places,
+            half=columns is None,
+            pairs_per_block=pairs_per_block,
+            mesh=mesh,
+        )
 
-    def run(compare: Any, pairs: Int[np.ndarray, "pairs 3"]) -> Any:
-        return _map_pairs(compare, pairs, pairs_per_block, mesh)
-
-    half = columns is None
-    return _fill(measure, stacks, places, others, other_places, run, half=half)
+    return on_every_device(compute, mesh, rows, columns, mask)
 
 
-def _fill(
-    measure: Measure,
-    x: dict[tuple[int, ...], Any],
-    places: list[Place],
-    y: dict[tuple[int, ...], Any],
-    other_places: list[Place],
-    run: Callable[..., Any],
+@functools.partial(jax.jit, static_argnames=("measure", "mesh"))
+def _prepare(
+    layers: tuple[Array, ...],
+    mask: Array | None,
     *,
-    half: bool,
-) -> Float[Array, "layers others"]:
-    """The grid of prepared layers, whose pairs `run` compares."""
-    cells, values = [], []
-    for (shape_x, shape_y), (where, pairs) in _group_pairs(
-        places, other_places, half=half
-    ).items():
-        compare = _make_compare(measure, x[shape_x], y[shape_y], pairs)
-        there, back = run(compare, np.column_stack([pairs, np.arange(len(pairs))]))
-        if half:
-            # Before the other direction: on the diagonal they are one cell.
-            cells.append(where[:, ::-1])
-            values.append(back)
-        cells.append(where)
-        values.append(there)
-    grid = jnp.zeros((len(places), len(other_places)), values[0].dtype)
-    for where, part in zip(cells, values, strict=True):
-        grid = grid.at[where[:, 0], where[:, 1]].set(part)
-    return grid
+    measure: Measure,
+    mesh: Mesh | None,
+) -> Any:
+    stack = functools.partial(prepare_layers, measure=measure, mesh=mesh)
+    return on_every_device(stack, mesh, layers, mask)
 
 
-def _make_compare(
-    measure: Measure, x: Any, y: Any, pairs: Indices
-) -> Callable[[Int[Array, "3"]], Both]:
-    """Returns the comparison of pairs of entries of two stacks of prepared layers.
-
-    Its argument is the pair's entries and the pair's number in `pairs`.
-    """
-    a, b = x.coordinates, y.coordinates
-    size = len(pairs) * a.shape[-1] * b.shape[-1] * a.dtype.itemsize
-    if a.ndim != 3 or size > CROSS_BYTES:
-        return lambda pair: measure.compare(_take(x, pair[0]), _take(y, pair[1]))
-    # The products of all pairs first: large matrix products, and the pairs below then
-    # read a small block each instead of copying two layers.
-    crosses = []
-    for row in np.unique(pairs[:, 0]):
-        columns = pairs[pairs[:, 0] == row, 1]
-        flat = jnp.moveaxis(b[columns], 0, 1).reshape(b.shape[1], -1)
-        block = sum_products(a[row], flat)
-        crosses += jnp.split(block, len(columns), axis=1)
-    table = jnp.stack(crosses)
-    x, y = x._replace(coordinates=None), y._replace(coordinates=None)
-    return lambda pair: measure.compare(
-        _take(x, pair[0]), _take(y, pair[1]), table[pair[2]]
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("measure",))
-def _prepare(layers: tuple[Array, ...], mask: Array | None, *, measure: Measure) -> Any:
-    return _stack(layers, mask, measure)
-
-
-@functools.partial(jax.jit, static_argnames=("measure", "shapes", "all_pairs"))
+@functools.partial(jax.jit, static_argnames=("measure", "shapes", "all_pairs", "mesh"))
 def _row(
     layers: tuple[Array, ...],
     prepared: Any,
@@ -237,22 +232,28 @@ def _row(
     measure: Measure,
     shapes: tuple[tuple[int, ...], ...],
     all_pairs: bool,
+    mesh: Mesh | None,
 ) -> Float[Array, " layers *references"]:
     """One checkpoint's similarities with the references, which have `shapes`."""
-    ours = _stack(layers, mask, measure)
-    places = _find_places([layer.shape for layer in layers])
-    references = _find_places(shapes)
-    if not all_pairs:
-        values = [
-            measure.compare(_take(ours[a], i), _take(prepared[b], j))[0]
-            for (a, i), (b, j) in zip(places, references, strict=True)
-        ]
-        return jnp.stack(values)
+    places = find_places([layer.shape for layer in layers])
+    references = find_places(shapes)
 
-    def run(compare: Any, pairs: Int[np.ndarray, "pairs 3"]) -> Any:
-        return _map_pairs(compare, pairs, 1, None)
+    def compute(layers: Any, prepared: Any, mask: Any) -> Array:
+        ours = prepare_layers(layers, mask, measure, mesh)
+        if all_pairs:
+            return fill_grid(
+                measure,
+                ours,
+                places,
+                prepared,
+                references,
+                half=False,
+                pairs_per_block=1,
+                mesh=mesh,
+            )
+        return compare_matched(measure, ours, places, prepared, references, mesh)
 
-    return _fill(measure, ours, places, prepared, references, run, half=False)
+    return on_every_device(compute, mesh, layers, prepared, mask)
 
 
 @functools.partial(jax.jit, static_argnames=("measure",))
@@ -270,85 +271,6 @@ def _grid_of_moments(moments: Moments, *, measure: Measure) -> Array:
             grid[j][i] = back
             grid[i][j] = there
     return jnp.stack([jnp.stack(row) for row in grid])
-
-
-def _find_places(shapes: Sequence[tuple[int, ...]]) -> list[Place]:
-    return [
-        (shape, list(shapes[:number]).count(shape))
-        for number, shape in enumerate(shapes)
-    ]
-
-
-def _stack(
-    layers: tuple[Array, ...], mask: Array | None, measure: Measure
-) -> dict[tuple[int, ...], Any]:
-    """Prepares the layers of each shape together, in their order."""
-    groups: dict[tuple[int, ...], list[Array]] = defaultdict(list)
-    for layer in layers:
-        groups[layer.shape].append(layer)
-    # Decomposed one at a time: a mapped loop keeps the data-dependent choice of a fast
-    # measure, of which `vmap` would compute both branches. Centred all at once: in the
-    # body of a loop the CPU gives elementwise work to one core.
-    prepare = functools.partial(
-        measure.prepare, datapoints=count_datapoints(layers[0], mask)
-    )
-    centered = jax.vmap(functools.partial(center, mask=mask))
-    return {
-        shape: jax.lax.map(prepare, centered(jnp.stack(group)))
-        for shape, group in groups.items()
-    }
-
-
-def _group_pairs(
-    rows: list[Place], columns: list[Place], *, half: bool
-) -> dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[Indices, Indices]]:
-    """Groups the pairs by their two shapes: where in the grid, where in the stacks."""
-    where, pairs = defaultdict(list), defaultdict(list)
-    for i in range(len(rows)):
-        for j in range(i if half else 0, len(columns)):
-            (shape_x, x), (shape_y, y) = rows[i], columns[j]
-            cell = (i, j)
-            if half and shape_x > shape_y:
-                # (a, b) and (b, a) are one group.
-                (shape_x, x), (shape_y, y) = (shape_y, y), (shape_x, x)
-                cell = (j, i)
-            where[shape_x, shape_y].append(cell)
-            pairs[shape_x, shape_y].append((x, y))
-    groups = {}
-    for key, entries in pairs.items():
-        order = sorted(range(len(entries)), key=entries.__getitem__)
-        groups[key] = (np.asarray(where[key])[order], np.asarray(entries)[order])
-    return groups
-
-
-def _take(stack: Any, index: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[index], stack)
-
-
-def _map_pairs(
-    compare: Any,
-    pairs: Int[np.ndarray, "pairs 3"],
-    pairs_per_block: int,
-    mesh: Mesh | None,
-) -> tuple[Float[Array, " pairs"], Float[Array, " pairs"]]:
-    def run(indices: Int[Array, "pairs 3"]) -> Any:
-        if pairs_per_block == 1:
-            return jax.lax.map(compare, indices)
-        return jax.lax.map(compare, indices, batch_size=pairs_per_block)
-
-    if mesh is None:
-        return run(jnp.asarray(pairs))
-    if len(mesh.axis_names) != 1:
-        raise ValueError(f"the mesh must have one axis, got {mesh.axis_names}")
-    spare = -len(pairs) % mesh.size
-    padded = np.concatenate([pairs, np.repeat(pairs[:1], spare, axis=0)])
-    split = PartitionSpec(mesh.axis_names[0])
-    # With axes of type Auto, as the layers that the pairs read are not sharded by type.
-    plain = Mesh(mesh.devices, mesh.axis_names)
-    shared = jax.shard_map(
-        run, mesh=plain, in_specs=split, out_specs=split, check_vma=False
-    )
-    return jax.tree.map(lambda leaf: leaf[: len(pairs)], shared(jnp.asarray(padded)))
 
 
 def _check_layers(

@@ -19,6 +19,7 @@ from svcca_jax import (
     merge_over_axis,
     update_moments,
 )
+from svcca_jax import moments as MODULE
 
 
 def assert_equal_moments(found, layers, rtol=2e-6):
@@ -92,6 +93,33 @@ def test_devices_merge_their_parts(rng):
     assert_equal_moments(gather(*layers), layers)
 
 
+def make_mesh(devices):
+    return jax.make_mesh((devices,), ("devices",), devices=jax.devices()[:devices])
+
+
+@pytest.mark.parametrize("devices", [1, 3, 4])
+@pytest.mark.parametrize("sizes", [[120], [1] * 5 + [115], [50, 70], [119, 1]])
+def test_devices_share_the_datapoints_of_every_batch(rng, sizes, devices):
+    layers = related(rng)
+    bounds = np.cumsum([0, *sizes])
+    batches = [[layer[a:b] for layer in layers] for a, b in itertools.pairwise(bounds)]
+    found = accumulate(batches, mesh=make_mesh(devices))
+    assert_equal_moments(found, layers)
+    # They go on where moments of one device do.
+    merged = merge_moments(found, accumulate(batches[:1]))
+    assert merged.datapoints == 120 + sizes[0]
+
+
+def test_devices_lose_no_digits_to_a_large_offset(rng):
+    x = (rng.standard_normal((40_010, 4)) + 300).astype(np.float32)
+    before = MODULE._update_shares._cache_size()
+    batches = [(x[start : start + 90],) for start in range(0, 39_960, 90)]
+    moments = accumulate([*batches, (x[39_960:],)], mesh=make_mesh(4))
+    assert_equal_moments(moments, [x], rtol=3e-7)
+    # A program for 90 datapoints, and one for the 50 that are left.
+    assert MODULE._update_shares._cache_size() == before + 2
+
+
 def test_integer_spikes(rng):
     spikes = rng.integers(0, 5, (100, 5)).astype(np.int8)
     assert_equal_moments(accumulate([(spikes[:40],), (spikes[40:],)]), [spikes])
@@ -122,6 +150,10 @@ def test_cca_of_moments(rng):
 def test_errors():
     with pytest.raises(ValueError, match="no batch"):
         accumulate([])
+    with pytest.raises(ValueError, match="no batch"):
+        accumulate([], mesh=make_mesh(2))
+    with pytest.raises(ValueError, match="one axis, got"):
+        accumulate([(np.ones((4, 3)),)], mesh=jax.make_mesh((2, 2), ("a", "b")))
     with pytest.raises(ValueError, match=r"widths \[3, 0\]"):
         init_moments([3, 0])
     with pytest.raises(ValueError, match=r"widths \[3\], got \[2\]"):

@@ -1,5 +1,6 @@
 """Grids equal loops over pairs, for every measure, on one device and on four."""
 
+import functools
 import importlib
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import svcca_jax as sv
+from svcca_jax import grid, sharing
 
 # The package has a function of this name as well.
 MODULE = importlib.import_module("svcca_jax.pairwise")
@@ -19,6 +21,16 @@ def make_layers(rng, widths=(6, 4, 6), datapoints=60):
         for w in widths
     ]
     return [layer.astype(np.float32) for layer in layers]
+
+
+def make_mesh(devices):
+    return jax.make_mesh((devices,), ("devices",), devices=jax.devices()[:devices])
+
+
+def assert_equal_to_rounding(found, expected):
+    # Four units in the last place: the compiler of a CPU may fuse the centring under a
+    # mask, or a sum, with what is around it or not.
+    np.testing.assert_allclose(found, expected, rtol=5e-7, atol=5e-7)
 
 
 SINGLE = {
@@ -40,10 +52,12 @@ SINGLE = {
 @pytest.mark.parametrize("measure", SINGLE, ids=str)
 def test_a_grid_equals_a_loop(rng, measure):
     layers = make_layers(rng)
-    grid = sv.pairwise(layers, measure=measure)
+    whole = sv.pairwise(layers, measure=measure)
     single = jax.jit(SINGLE[measure])
     expected = [[single(x, y) for y in layers] for x in layers]
-    np.testing.assert_allclose(grid, expected, rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(whole, expected, rtol=2e-5, atol=1e-5)
+    shared = sv.pairwise(layers, measure=measure, mesh=make_mesh(3))
+    assert_equal_to_rounding(shared, whole)
 
 
 def test_a_rectangle_and_blocks_of_pairs(rng):
@@ -58,18 +72,103 @@ def test_a_rectangle_and_blocks_of_pairs(rng):
 def test_without_the_products_of_all_pairs(rng, monkeypatch):
     layers = make_layers(rng)
     expected = sv.pairwise(layers, measure=sv.MeanSVCCA())
-    monkeypatch.setattr(MODULE, "CROSS_BYTES", 0)
+    monkeypatch.setattr(grid, "CROSS_BYTES", 0)
     MODULE._grid.clear_cache()
     found = sv.pairwise(layers, measure=sv.MeanSVCCA())
     MODULE._grid.clear_cache()
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_devices_share_the_pairs(rng):
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_devices_share_layers_and_pairs(rng, devices):
+    # One layer of three of the widths: fewer layers, and pairs, than devices.
+    layers = make_layers(rng, widths=(5, 7, 5, 3, 4))
+    measure = sv.MeanSVCCA(one_at_a_time=False)
+    found = sv.pairwise(layers, measure=measure, mesh=make_mesh(devices))
+    # Decompositions come out bit for bit.
+    np.testing.assert_array_equal(found, sv.pairwise(layers, measure=measure))
+    assert found.sharding.device_set == {jax.devices()[0]}
+
+
+def test_devices_share_a_rectangle_under_a_mask(rng):
+    layers, others = make_layers(rng), make_layers(rng, widths=(4,))
+    for measure in (sv.MeanPWCCA(), sv.CKA()):
+        for mask in (None, np.arange(60) % 3 > 0):
+            compute = functools.partial(
+                sv.pairwise, layers, others, measure=measure, mask=mask
+            )
+            assert_equal_to_rounding(compute(mesh=make_mesh(4)), compute())
+
+
+def test_devices_compare_blocks_of_pairs(rng):
+    layers = make_layers(rng, widths=(5, 5, 5))
+    measure = sv.MeanSVCCA(one_at_a_time=False)
+    for pairs in (2, 7):
+        compute = functools.partial(
+            sv.pairwise, layers, measure=measure, pairs_per_block=pairs
+        )
+        np.testing.assert_allclose(compute(mesh=make_mesh(4)), compute(), atol=1e-6)
+
+
+def test_devices_without_the_products_of_all_pairs(rng, monkeypatch):
     layers = make_layers(rng)
-    mesh = jax.make_mesh((4,), ("devices",))
-    found = sv.pairwise(layers, mesh=mesh)
-    np.testing.assert_allclose(found, sv.pairwise(layers), atol=1e-6)
+    expected = sv.pairwise(layers, measure=sv.MeanCCA())
+    monkeypatch.setattr(grid, "CROSS_BYTES", 0)
+    MODULE._grid.clear_cache()
+    found = sv.pairwise(layers, measure=sv.MeanCCA(), mesh=make_mesh(2))
+    MODULE._grid.clear_cache()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_devices_inside_a_callers_program(rng):
+    layers = make_layers(rng)
+    mesh, measure = make_mesh(4), sv.CKA()
+
+    @jax.jit
+    def total(layers):
+        return jax.numpy.sum(sv.pairwise(layers, measure=measure, mesh=mesh))
+
+    layers = [jax.numpy.asarray(layer) for layer in layers]
+    expected = sv.pairwise(layers, measure=measure)
+    np.testing.assert_allclose(total(layers), np.asarray(expected).sum(), rtol=1e-6)
+    gradient = jax.jit(jax.grad(total))(layers)
+    alone = jax.jit(jax.grad(lambda x: sv.pairwise(x, measure=measure).sum()))(layers)
+    for found, one in zip(gradient, alone, strict=True):
+        np.testing.assert_allclose(found, one, atol=1e-6)
+
+
+def test_the_work_is_dealt_by_its_cost():
+    mesh = make_mesh(3)
+    # One costly entry is worth all others: it has a device to itself.
+    hands = sharing.deal([1, 4, 2], [10.0, 2.0, 3.0], mesh)
+    loads = sum(
+        hand.counts * cost for hand, cost in zip(hands, (10, 2, 3), strict=True)
+    )
+    assert sorted(loads) == [7, 7, 10]
+    for hand, size in zip(hands, (1, 4, 2), strict=True):
+        assert hand.counts.sum() == size
+        # Every entry is computed once, and found where the results are gathered.
+        np.testing.assert_array_equal(hand.entries.ravel()[hand.places], range(size))
+        assert len(set(hand.places.tolist())) == size
+
+
+@pytest.mark.parametrize("all_pairs", [False, True])
+def test_devices_share_the_work_of_a_checkpoint(rng, all_pairs):
+    final = make_layers(rng, widths=(5, 3, 5))
+    checkpoints = [make_layers(rng, widths=(5, 4, 3)) for _ in range(2)]
+    mesh = make_mesh(4)
+    for measure in (sv.MeanSVCCA(one_at_a_time=False), sv.CKA()):
+        compute = functools.partial(
+            sv.over_checkpoints,
+            checkpoints,
+            final,
+            measure=measure,
+            all_pairs=all_pairs,
+        )
+        before = MODULE._row._cache_size()
+        found = compute(mesh=mesh)
+        assert MODULE._row._cache_size() == before + 1
+        assert_equal_to_rounding(found, compute())
 
 
 def test_maps_of_different_sizes(rng):
@@ -77,11 +176,11 @@ def test_maps_of_different_sizes(rng):
         rng.standard_normal((30, h, w, c)).astype(np.float32)
         for h, w, c in ((4, 4, 3), (2, 3, 2), (4, 4, 3))
     ]
-    grid = np.asarray(sv.pairwise(maps, measure=sv.MeanFourierCCA()))
-    np.testing.assert_allclose(np.diag(grid), 1, atol=1e-5)
+    whole = np.asarray(sv.pairwise(maps, measure=sv.MeanFourierCCA()))
+    np.testing.assert_allclose(np.diag(whole), 1, atol=1e-5)
     for i, j in ((0, 1), (0, 2), (1, 2)):
         expected = sv.fourier_cca(maps[i], maps[j]).mean
-        np.testing.assert_allclose([grid[i, j], grid[j, i]], expected, atol=1e-5)
+        np.testing.assert_allclose([whole[i, j], whole[j, i]], expected, atol=1e-5)
 
 
 def test_the_mask(rng):
@@ -178,3 +277,8 @@ def test_axes_and_blocks_are_checked(rng):
         sv.pairwise([layer], measure=sv.MeanFourierCCA())
     with pytest.raises(ValueError, match="at least 1 pair, got 0"):
         sv.pairwise([layer], pairs_per_block=0)
+    mesh = jax.make_mesh((2, 2), ("a", "b"))
+    with pytest.raises(ValueError, match="one axis, got"):
+        sv.pairwise([layer], mesh=mesh)
+    with pytest.raises(ValueError, match="one axis, got"):
+        sv.over_checkpoints([[layer]], [layer], mesh=mesh)
