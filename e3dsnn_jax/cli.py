@@ -1,4 +1,4 @@
-"""The command line: `e3dsnn train | evaluate | predict | convert`.
+"""The command line: `e3dsnn train | evaluate | predict | convert | pack`.
 
 What a command answers goes to stdout, progress and errors to stderr. Modules are
 imported where they are used, so that help and mistyped options answer at once.
@@ -76,6 +76,30 @@ class ConvertOptions:
     was evaluated on, which flatters its accuracy there."""
 
 
+@dataclass(frozen=True)
+class PackOptions:
+    """Packs a data set into records that are read fast and at random."""
+
+    data: Positional[str]
+    """Folder of a data set of any layout, or the word `shapes` for the embedded ones;
+    `./shapes` is a folder of that name."""
+    out: Positional[Path]
+    """New folder for the records; `train --data.path` takes it."""
+    voxel_size: float = 0.05
+    """Edge of the voxels whose points are stored side by side, in units of the
+    normalised cloud; best that of the training run."""
+    points_per_voxel: int | None = None
+    """Most points that are kept of a voxel, chosen at random; all of them if
+    omitted."""
+    points_per_cloud: int | None = None
+    """Points kept of each cloud, farthest first; all of them if omitted."""
+    clouds_per_shard: int = 1024
+    """Clouds of a file. A reader keeps 256 files open, so with millions of clouds take
+    more."""
+    split: Literal["both", "train", "test"] = "both"
+    """Part of the data set to pack."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
@@ -142,12 +166,19 @@ def _parse(options: Any, name: str, words: Sequence[str]) -> Any:
 
 def _train(words: Sequence[str]) -> None:
     """Train a classifier, or resume a run that was stopped."""
-    from e3dsnn_jax.training.config import TrainConfig
+    from e3dsnn_jax.training.config import TrainCommand
 
-    config = _parse(CascadeSubcommandArgs[TrainConfig], "train", words)
+    command = _parse(CascadeSubcommandArgs[TrainCommand], "train", words)
+    from e3dsnn_jax.training.launch import run_processes
+
+    if run_processes(["train", *words], command):
+        return
     from e3dsnn_jax.training.loop import train
+    from e3dsnn_jax.training.processes import is_first
 
-    result = train(config)
+    result = train(command.config)
+    if not is_first():
+        return
     evaluation = result.evaluation
     print(
         f"accuracy {evaluation.accuracy:.2%}, mean of the classes "
@@ -264,6 +295,33 @@ def _convert(words: Sequence[str]) -> None:
         )
 
 
+def _pack(words: Sequence[str]) -> None:
+    """Pack a data set into records that are read fast and at random."""
+    options = _parse(PackOptions, "pack", words)
+    from e3dsnn_jax.data.records_pack import pack_dataset
+    from e3dsnn_jax.data.records_writer import PackSettings
+
+    settings = PackSettings(
+        options.voxel_size, options.points_per_voxel, options.clouds_per_shard
+    )
+    for packed in pack_dataset(
+        None if options.data == "shapes" else Path(options.data),
+        options.out,
+        ("train", "test") if options.split == "both" else (options.split,),
+        settings,
+        points_per_cloud=options.points_per_cloud,
+    ):
+        clouds, original = packed.clouds, packed.source_bytes
+        size = f"{sum(clouds.index.shard_bytes) / 1e6:.1f} MB"
+        if original is not None:
+            size += f" (original {original / 1e6:.1f} MB)"
+        print(
+            f"{clouds.split}: {len(clouds)} clouds, {clouds.points.sum()} points, "
+            f"{clouds.voxels.sum()} voxels of {clouds.voxel_size:g}; "
+            f"{len(clouds.shards)} shards, {size}" + ", packed before" * packed.already
+        )
+
+
 def _show_progress(done: int, total: int) -> None:
     if sys.stderr.isatty() or done == total:
         end = "\n" if done == total else "\r"
@@ -275,4 +333,5 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": _evaluate,
     "predict": _predict,
     "convert": _convert,
+    "pack": _pack,
 }

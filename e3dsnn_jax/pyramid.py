@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Int, Int32
 
@@ -138,6 +139,28 @@ def find_levels(
     return tuple(found)
 
 
+class LevelCounts(NamedTuple):
+    """How much one level holds: all that decides the capacity it needs."""
+
+    voxels: Int[np.ndarray, "*batches"]
+    submanifold: Int[np.ndarray, "*batches offsets"]
+    """Pairs under each kernel offset."""
+    down: Int[np.ndarray, "*batches offsets"] | None
+    """Those of the map to the next level; None on the last one."""
+
+
+def count_levels(levels: tuple[LevelPairs, ...]) -> tuple[LevelCounts, ...]:
+    """How much each level of a batch holds."""
+    return tuple(
+        LevelCounts(
+            np.asarray(len(level.coords)),
+            level.submanifold.counts,
+            None if level.down is None else level.down.counts,
+        )
+        for level in levels
+    )
+
+
 def fit_capacity(
     batches: Sequence[tuple[LevelPairs, ...]], *, slack: float = 1.0
 ) -> Capacity:
@@ -148,25 +171,31 @@ def fit_capacity(
     """
     if not batches:
         raise ValueError("fit_capacity needs at least one batch to fit")
+    counts = [count_levels(levels) for levels in batches]
+    return fit_counts(
+        jax.tree.map(lambda *leaves: np.stack(leaves), *counts), slack=slack
+    )
 
-    def rows(levels: Sequence[LevelPairs]) -> int:
-        largest = max(len(level.coords) for level in levels)
-        return bucket_size(math.ceil(largest * slack), multiple=64)
 
-    def shape(maps: Sequence[Pairs]) -> MapCapacity:
-        largest = max(int(pairs.counts.sum()) for pairs in maps)
-        size = block_size(largest, len(maps[0].counts))
-        needed = max(blocks_needed(pairs, pairs_per_block=size) for pairs in maps)
+def fit_counts(counts: tuple[LevelCounts, ...], *, slack: float = 1.0) -> Capacity:
+    """As `fit_capacity`, from the counts of all batches, stacked along a first axis."""
+
+    def rows(voxels: Int[np.ndarray, " batches"]) -> int:
+        return bucket_size(math.ceil(int(voxels.max()) * slack), multiple=64)
+
+    def shape(pairs: Int[np.ndarray, "batches offsets"]) -> MapCapacity:
+        size = block_size(int(pairs.sum(axis=1).max()), pairs.shape[1])
+        needed = int((-(-pairs // size)).sum(axis=1).max())
         return MapCapacity(bucket_size(math.ceil(needed * slack), multiple=8), size)
 
-    capacity = []
-    for levels in zip(*batches, strict=True):
-        downs = [level.down for level in levels if level.down is not None]
-        same = [level.submanifold for level in levels]
-        capacity.append(
-            LevelCapacity(rows(levels), shape(same), shape(downs) if downs else None)
+    return tuple(
+        LevelCapacity(
+            rows(level.voxels),
+            shape(level.submanifold),
+            None if level.down is None else shape(level.down),
         )
-    return tuple(capacity)
+        for level in counts
+    )
 
 
 def fits(levels: tuple[LevelPairs, ...], capacity: Capacity) -> bool:
@@ -225,6 +254,64 @@ def pack_levels(
         count = np.asarray(len(level.coords), np.int32)
         packed.append(Level(coords, count, same, down))
     return tuple(packed)
+
+
+def capacity_of(levels: tuple[Level, ...]) -> Capacity:
+    """The static shapes of packed levels, perhaps with axes before them."""
+
+    def shape(kernel_map: KernelMap) -> MapCapacity:
+        blocks, pairs = kernel_map.senders.shape[-2:]
+        return MapCapacity(blocks, pairs)
+
+    return tuple(
+        LevelCapacity(
+            level.coords.shape[-2],
+            shape(level.submanifold),
+            None if level.down is None else shape(level.down),
+        )
+        for level in levels
+    )
+
+
+def mark_overflow(
+    levels: tuple[LevelPairs, ...], capacity: Capacity
+) -> tuple[Level, ...]:
+    """Static shapes that are too small for a batch, with nothing in them but its needs.
+
+    Where several devices run one program, a device whose batch does not fit must take
+    part all the same: the program then tells all of them what was needed where.
+    """
+    nothing = tuple(
+        LevelPairs(
+            level.coords[:0],
+            _no_pairs(level.submanifold),
+            None if level.down is None else _no_pairs(level.down),
+        )
+        for level in levels
+    )
+    needs = {
+        (what, unit): needed
+        for what, unit, needed, _ in _requirements(levels, capacity)
+    }
+    marked = []
+    for index, level in enumerate(pack_levels(nothing, capacity)):
+        name, down = f"level {index}", level.down
+        if down is not None:
+            blocks = np.asarray(needs[f"{name} down map", "blocks"], np.int32)
+            down = down._replace(blocks_needed=blocks)
+        blocks = np.asarray(needs[f"{name} submanifold map", "blocks"], np.int32)
+        marked.append(
+            level._replace(
+                voxels_needed=np.asarray(needs[name, "voxels"], np.int32),
+                submanifold=level.submanifold._replace(blocks_needed=blocks),
+                down=down,
+            )
+        )
+    return tuple(marked)
+
+
+def _no_pairs(pairs: Pairs) -> Pairs:
+    return Pairs(pairs.senders[:0], pairs.receivers[:0], np.zeros_like(pairs.counts))
 
 
 def build_pyramid(

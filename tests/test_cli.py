@@ -12,6 +12,7 @@ from tiny_run import make_data, share_compilations, write_run
 
 from e3dsnn_jax.cli import USER_ERROR, main, report_errors
 from e3dsnn_jax.data.open import open_dataset
+from e3dsnn_jax.data.shapes import NUM_CLOUDS
 from e3dsnn_jax.interop import read_weights
 from e3dsnn_jax.training.stopping import Interrupted
 
@@ -25,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
     assert main(["--help"]) == 0
     told = capsys.readouterr().out
-    for command in ("train", "evaluate", "predict", "convert"):
+    for command in ("train", "evaluate", "predict", "convert", "pack"):
         assert f"\n  {command} " in told
 
 
@@ -41,7 +42,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]):
     assert "no command 'fit'" in told.err
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "convert"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "convert", "pack"])
 def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -155,6 +156,48 @@ def test_other_data_are_evaluated_into_a_folder_of_their_own(
     assert (run / "evaluation_data_train" / "evaluation.json").exists()
 
 
+def test_pack_makes_records_that_evaluate_takes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data, out = run.parent / "data", tmp_path / "records"
+    words = ["pack", str(data), str(out), "--voxel-size", "0.4"]
+    assert main([*words, "--clouds-per-shard", "5", "--split", "train"]) == 0
+    assert capsys.readouterr().out.startswith("train: 12 clouds, 768 points, ")
+    assert len(list(out.glob("train-*-of-00003.arrayrecord"))) == 3
+    assert main([*words, "--clouds-per-shard", "5"]) == 0
+    told = capsys.readouterr()
+    train, test = told.out.splitlines()
+    size = sum(path.stat().st_size for path in out.glob("test-*"))
+    original = sum(path.stat().st_size for path in data.glob("test*"))
+    assert train.endswith(", packed before")
+    assert "voxels of 0.4; 2 shards, " in test
+    assert test.endswith(f" {size / 1e6:.1f} MB (original {original / 1e6:.1f} MB)")
+    assert told.err == ""  # no bar where there is no terminal
+    answers = []
+    for folder in (data, out):
+        words = ["evaluate", str(run), "--data", str(folder)]
+        assert main([*words, "--out", str(tmp_path / "answer")]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+
+
+def test_pack_takes_the_embedded_shapes(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setitem(NUM_CLOUDS, "test", 16)
+    out = str(tmp_path / "records")
+    words = ["pack", "shapes", out, "--split", "test", "--points-per-cloud", "64"]
+    assert main([*words, "--points-per-voxel", "1"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("test: 16 clouds, ")
+    assert "original" not in told
+    thin = open_dataset(tmp_path / "records", "test")
+    assert len(thin) == len(thin.class_names) == 16
+    assert all(len(thin[index].points) <= 64 for index in range(16))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -176,6 +219,11 @@ def test_other_data_are_evaluated_into_a_folder_of_their_own(
             "not a known data set",
         ),
         (["train", "--run", "{run}", "--data.path", "{data}"], "another configuration"),
+        (["pack", "{here}/absent", "{here}/out"], "absent: no such folder"),
+        (["pack", "./shapes", "{here}/out"], "shapes: no such folder"),
+        (["pack", "{here}", "{here}/out"], "not a known data set"),
+        (["pack", "{data}", "{here}"], "holds bare.txt, which is no part"),
+        (["pack", "{data}", "{here}/o", "--voxel-size", "0"], "voxel_size must be"),
     ],
 )
 def test_errors_of_users_are_one_message(

@@ -14,9 +14,9 @@ from e3dsnn_jax.data.loader import (
     BatchSource,
     deal,
     iterate,
-    plan_capacities,
     voxelize_cloud,
 )
+from e3dsnn_jax.data.plan import plan_capacities
 from e3dsnn_jax.pyramid import CapacityError
 
 

@@ -6,6 +6,9 @@ import pytest
 
 from e3dsnn_jax.data import open_dataset
 from e3dsnn_jax.data.clouds import ShapeDataset, Split, check_cloud, labels_of
+from e3dsnn_jax.data.records import RecordClouds
+from e3dsnn_jax.data.records_pack import pack_dataset
+from e3dsnn_jax.data.records_writer import PackSettings
 from e3dsnn_jax.data.sampling import farthest_point_sampling
 from e3dsnn_jax.data.shapes import NUM_CLOUDS
 from tests.whole_datasets import normals_of
@@ -66,6 +69,26 @@ def test_every_layout_opens_by_itself(tmp_path, layout):
 
 
 @pytest.mark.parametrize("layout", [resampled, hdf5, shards, own_folder])
+def test_every_layout_can_be_packed(tmp_path, layout):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    layout(data)
+    for packed in pack_dataset(data, out, ("train", "test"), PackSettings()):
+        whole = open_dataset(data, packed.clouds.split)
+        found = open_dataset(out, packed.clouds.split)
+        assert found.class_names == whole.class_names
+        np.testing.assert_array_equal(labels_of(found), labels_of(whole))
+        assert found[0].name == whole[0].name
+        for one, two in ((found, whole), (whole, found)):
+            rows = {point.tobytes() for point in one[0].points}
+            assert rows == {point.tobytes() for point in two[0].points}
+    # What was packed wins over what was there before.
+    for path in out.iterdir():
+        path.rename(data / path.name)
+    assert isinstance(open_dataset(data, "train"), RecordClouds)
+
+
+@pytest.mark.parametrize("layout", [resampled, hdf5, shards, own_folder])
 def test_every_layout_is_thinned_out_by_farthest_points(tmp_path, layout):
     layout(tmp_path)
     whole = open_dataset(tmp_path, "train")[0].points
@@ -94,6 +117,7 @@ def test_unknown_folder_lists_what_was_looked_for_and_what_is_there(tmp_path):
         open_dataset(tmp_path, "train")
     message = str(error.value)
     for part in (
+        "train.index",
         "modelnet40_shape_names.txt",
         "train_files.txt",
         "*train*.h5",

@@ -1,7 +1,8 @@
 """The smallest training run: six updates of a network with one stage.
 
-`python tests/tiny_run.py RUN DATA KILL_AT CACHE` trains it and kills itself with
-SIGKILL when it logs step KILL_AT; 0 lets it finish.
+`python tests/tiny_run.py RUN DATA KILL_AT CACHE [DEVICES]` trains it and kills itself
+with SIGKILL when it logs step KILL_AT; 0 lets it finish. Under a launcher's environment
+variables it is one of the processes of a run.
 """
 
 import dataclasses
@@ -114,8 +115,8 @@ def main() -> None:
         write(log, kind, step, **numbers)
 
     MetricsLog.write = write_or_die  # pyright: ignore[reportAttributeAccessIssue]
-    config = tiny_config(data.parent)
-    train(dataclasses.replace(config, run=run))
+    devices = int(sys.argv[5]) if len(sys.argv) > 5 else 2
+    train(dataclasses.replace(tiny_config(data.parent), run=run, devices=devices))
 
 
 if __name__ == "__main__":

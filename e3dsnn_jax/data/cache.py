@@ -82,14 +82,14 @@ def cached(source: CloudSource, *, points_per_cloud: int | None = None) -> Packe
       OSError: If a source file cannot be read.
     """
     prefix = f"{source.name}-{points_per_cloud or 'all'}-"
-    stem = prefix + _key(source, points_per_cloud)
+    stem = prefix + source_key(source, points_per_cloud)
     folders = _folders(source.root)
     for folder in folders:
         found = load_packed(folder / stem)
         if found is not None:
             return found
     for folder in folders:
-        clouds = _read_clouds(source, points_per_cloud)
+        clouds = read_clouds(source, points_per_cloud)
         try:
             _respect_read_only(folder.parent)
             packed = pack_in_files(clouds, source.class_names, folder / stem)
@@ -102,7 +102,7 @@ def cached(source: CloudSource, *, points_per_cloud: int | None = None) -> Packe
         f"{source.name} of {source.root or 'the embedded shapes'} stays in memory and "
         "is read anew next time; let XDG_CACHE_HOME name a folder that can be written"
     )
-    return pack_in_memory(_read_clouds(source, points_per_cloud), source.class_names)
+    return pack_in_memory(read_clouds(source, points_per_cloud), source.class_names)
 
 
 def _respect_read_only(folder: Path) -> None:
@@ -115,7 +115,16 @@ def _warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-def _key(source: CloudSource, points_per_cloud: int | None) -> str:
+def source_key(source: CloudSource, points_per_cloud: int | None) -> str:
+    """A digest of all that the clouds of a source follow from, but for its place.
+
+    Args:
+      source: What would be read.
+      points_per_cloud: How many points would be kept of each cloud, or None.
+
+    Returns:
+      16 hexadecimal digits; others when a file has another size or time.
+    """
     described: list[object] = [FORMAT, points_per_cloud, source.class_names]
     described.append(source.labels)
     for file in (*source.files, *source.depends_on):
@@ -147,10 +156,20 @@ def _remove_stale(folder: Path, prefix: str, stem: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def _read_clouds(
-    source: CloudSource, points_per_cloud: int | None
+def read_clouds(
+    source: CloudSource, points_per_cloud: int | None, *, progress: bool = True
 ) -> Iterator[PointCloud]:
-    """All clouds in the order of the files, checked and thinned out."""
+    """All clouds in the order of the files, checked and thinned out; keeps no cache.
+
+    Args:
+      source: What to read. Of many files, several processes read some at a time.
+      points_per_cloud: If given, the most points of a cloud, chosen farthest first.
+      progress: Show how far reading is, where there are many files.
+
+    Raises:
+      ValueError: If a file or a cloud is malformed.
+      OSError: If a source file cannot be read.
+    """
     read = functools.partial(
         _read_file, source.read, len(source.class_names), points_per_cloud
     )
@@ -160,7 +179,7 @@ def _read_clouds(
     done = 0
     if len(jobs) >= MANY_FILES and not alone:
         try:
-            for clouds in _read_in_parallel(read, jobs, source.name):
+            for clouds in _read_in_parallel(read, jobs, source.name, progress):
                 yield from clouds
                 done += 1
         except concurrent.futures.process.BrokenProcessPool:
@@ -177,13 +196,15 @@ def _read_in_parallel(
     read: Callable[[Path, int], list[PointCloud]],
     jobs: list[tuple[Path, int]],
     name: str,
+    progress: bool,
 ) -> Iterator[list[PointCloud]]:
     # "spawn", because forking a process in which JAX runs threads can deadlock.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(mp_context=context) as pool:
         results = pool.map(read, *zip(*jobs, strict=True), chunksize=8)
         # disable=None: no bar where stderr is no terminal.
-        yield from tqdm(results, f"reading {name}", len(jobs), disable=None)
+        hidden = None if progress else True
+        yield from tqdm(results, f"reading {name}", len(jobs), disable=hidden)
 
 
 def _read_file(

@@ -7,25 +7,24 @@ here too, in the loader's workers, ahead of the training step.
 """
 
 import dataclasses
-import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import grain
 import jax
 import numpy as np
-from absl import flags
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from e3dsnn_jax.data.augment import Augment, augment, normalize
 from e3dsnn_jax.data.clouds import PointCloud, ShapeDataset, check_cloud
+from e3dsnn_jax.data.read_ahead import read_ahead
 from e3dsnn_jax.pyramid import (
     Capacity,
     Level,
     LevelPairs,
+    capacity_of,
     find_levels,
-    fit_capacity,
     fits,
+    mark_overflow,
     pack_levels,
 )
 from e3dsnn_jax.voxels import (
@@ -123,6 +122,20 @@ class _Shards(NamedTuple):
     indices: Int32[np.ndarray, "devices clouds"]
 
 
+class Share(NamedTuple):
+    """One process's part of every batch.
+
+    Who makes which cloud must be known before any cloud is read, so clouds are dealt by
+    the voxels that they are expected to have; alone, by those that they turn out to
+    have.
+    """
+
+    devices: range
+    """Places of this process's devices among all of the layout."""
+    voxels: Int[np.ndarray, " clouds"]
+    """Voxels that each cloud of the dataset has without augmentation."""
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchSource:
     """Random access to the batches of a run: `source[step]`. Can be pickled."""
@@ -138,6 +151,8 @@ class BatchSource:
     shuffle: bool = False
     """Draw each epoch in its own order and leave out its incomplete last batch;
     otherwise clouds come in order and the last batch is filled with padding."""
+    share: Share | None = None
+    """The part of every batch that is made here; None: all of it."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -150,14 +165,30 @@ class BatchSource:
         return self.steps_per_epoch * self.epochs
 
     def __getitem__(self, step: int) -> ShapeBatch:
-        """Batch number `step`, padded to the first capacity that holds it."""
+        """Batch number `step`, padded to the first capacity that holds it.
+
+        Raises:
+          CapacityError: If none does, and all of the batch is made here. A share of it
+            is marked as too large instead, see `mark_overflow`.
+        """
+        if not self.capacities:
+            raise ValueError("this source has no capacities: plan_capacities first")
         shards = self.shards(step)
         for capacity in self.capacities:
             if all(fits(levels, capacity) for levels in shards.levels):
                 return _pack(shards, capacity, self.layout.channels)
-        if not self.capacities:
-            raise ValueError("this source has no capacities: plan_capacities first")
-        return _pack(shards, self.capacities[-1], self.layout.channels)
+        return self._pack_too_large(shards)
+
+    def padded(self, step: int, choice: int) -> ShapeBatch:
+        """Batch number `step`, padded to the capacity of that number."""
+        shards, capacity = self.shards(step), self.capacities[choice]
+        if all(fits(levels, capacity) for levels in shards.levels):
+            return _pack(shards, capacity, self.layout.channels)
+        return self._pack_too_large(shards)
+
+    def choice_of(self, batch: ShapeBatch) -> int:
+        """Number of the capacity that a batch of this source was padded to."""
+        return self.capacities.index(capacity_of(batch.levels))
 
     def shards(self, step: int) -> _Shards:
         """The clouds of batch `step`, voxelised and dealt to the devices."""
@@ -168,35 +199,56 @@ class BatchSource:
         order = np.arange(len(self.dataset))
         if self.shuffle:
             order = np.random.default_rng((self.seed, epoch)).permutation(order)
-        chosen = order[within * size : (within + 1) * size].tolist()
-        clouds, labels = [], []
-        for index in chosen:
-            cloud = self.dataset[index]
-            rng = np.random.default_rng((self.seed, epoch, index, 1))
-            clouds.append(
-                voxelize_cloud(
-                    cloud,
-                    rng,
-                    voxel_size=self.layout.voxel_size,
-                    normals=self.layout.normals,
-                    recipe=self.recipe,
-                )
-            )
-            labels.append(cloud.label)
-        dealt = deal([len(cloud.coords) for cloud in clouds], devices)
+        chosen: list[int] = order[within * size : (within + 1) * size].tolist()
+        if self.share is None:
+            made = {index: self._make(index, epoch) for index in chosen}
+            hands = deal([len(made[index][0].coords) for index in chosen], devices)
+        else:
+            sizes: list[int] = self.share.voxels[chosen].tolist()
+            dealt = deal(sizes, devices)
+            hands = [dealt[device] for device in self.share.devices]
+            made = {
+                chosen[member]: self._make(chosen[member], epoch)
+                for hand in hands
+                for member in hand
+            }
         features, levels = [], []
-        slots = np.full((devices, size // devices), -1, np.int32)
-        for device, members in enumerate(dealt):
+        labels = np.full((len(hands), size // devices), -1, np.int32)
+        indices = labels.copy()
+        for device, members in enumerate(hands):
             coords = np.zeros((0, 4), np.int32)
             rows = np.zeros((0, self.layout.channels), np.float32)
-            if members:
-                coords, rows = join_clouds([clouds[member] for member in members])
-            slots[device, : len(members)] = members
+            mine = [chosen[member] for member in members]
+            if mine:
+                coords, rows = join_clouds([made[index][0] for index in mine])
+            indices[device, : len(mine)] = mine
+            labels[device, : len(mine)] = [made[index][1] for index in mine]
             features.append(rows)
             levels.append(find_levels(coords, num_levels=self.layout.num_levels))
-        padded_labels = np.append(np.array(labels, np.int32), np.int32(-1))
-        padded_indices = np.append(np.array(chosen, np.int32), np.int32(-1))
-        return _Shards(features, levels, padded_labels[slots], padded_indices[slots])
+        return _Shards(features, levels, labels, indices)
+
+    def _make(self, index: int, epoch: int) -> tuple[VoxelCloud, int]:
+        """A cloud's voxels in an epoch, and its label."""
+        cloud = self.dataset[index]
+        voxels = voxelize_cloud(
+            cloud,
+            np.random.default_rng((self.seed, epoch, index, 1)),
+            voxel_size=self.layout.voxel_size,
+            normals=self.layout.normals,
+            recipe=self.recipe,
+        )
+        return voxels, cloud.label
+
+    def _pack_too_large(self, shards: _Shards) -> ShapeBatch:
+        capacity = self.capacities[-1]
+        if self.share is None:
+            return _pack(shards, capacity, self.layout.channels)  # which raises
+        rows = np.zeros((capacity[0].voxels, self.layout.channels), np.float32)
+        return _stack(
+            [mark_overflow(found, capacity) for found in shards.levels],
+            [rows] * len(shards.levels),
+            shards,
+        )
 
 
 def deal(sizes: list[int], num_hands: int) -> list[list[int]]:
@@ -215,34 +267,14 @@ def deal(sizes: list[int], num_hands: int) -> list[list[int]]:
 def _pack(shards: _Shards, capacity: Capacity, channels: int) -> ShapeBatch:
     levels = [pack_levels(found, capacity) for found in shards.levels]
     features = [pad_features(rows, rows=capacity[0].voxels) for rows in shards.features]
+    return _stack(levels, features, shards)
+
+
+def _stack(
+    levels: list[tuple[Level, ...]], features: list[np.ndarray], shards: _Shards
+) -> ShapeBatch:
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *levels)
     return ShapeBatch(np.stack(features), stacked, shards.labels, shards.indices)
-
-
-def plan_capacities(
-    source: BatchSource, *, num_batches: int = 8, slacks: tuple[float, ...] = (1.1, 1.6)
-) -> tuple[Capacity, ...]:
-    """Static shapes for a run, from its first batches: usual, and large.
-
-    They follow from the dataset, the layout and the seed alone, so every process of a
-    run plans the same ones.
-
-    Args:
-      source: The run's batches.
-      num_batches: How many of them are looked at.
-      slacks: Room above the largest of those, one a capacity.
-
-    Raises:
-      ValueError: If the source has no batch.
-    """
-    if not len(source):
-        raise ValueError(
-            f"the dataset has {len(source.dataset)} clouds, fewer than a batch of "
-            f"{source.layout.batch_size}: use a smaller batch_size"
-        )
-    steps = np.linspace(0, len(source) - 1, min(num_batches, len(source))).astype(int)
-    seen = [levels for step in steps.tolist() for levels in source.shards(step).levels]
-    return tuple(fit_capacity(seen, slack=slack) for slack in slacks)
 
 
 def iterate(
@@ -259,25 +291,6 @@ def iterate(
     Yields:
       Each batch once, in order, whatever the number of workers.
     """
-    steps = grain.MapDataset.range(start, len(source)).map(source.__getitem__)
-    threads = grain.ReadOptions(
-        num_threads=1 if workers else 2, prefetch_buffer_size=max(prefetch, 1)
+    yield from read_ahead(
+        source.__getitem__, start, len(source), workers=workers, prefetch=prefetch
     )
-    batches = steps.to_iter_dataset(threads)
-    if workers:
-        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags
-            flags.FLAGS.mark_as_parsed()
-        ahead = -(-max(prefetch, 1) // workers)
-        batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(
-                num_workers=workers, per_worker_buffer_size=ahead
-            ),
-            worker_init_fn=_leave_ctrl_c_to_the_parent,
-        )
-    yield from batches
-
-
-def _leave_ctrl_c_to_the_parent(worker: int, num_workers: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the parent ends its workers."""
-    del worker, num_workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

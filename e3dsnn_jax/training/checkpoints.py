@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from e3dsnn_jax.training.processes import told_by_first
 from e3dsnn_jax.training.state import TrainState
 from e3dsnn_jax.whole_file import naming
 
@@ -48,8 +49,14 @@ class Checkpoints:
 
     def __init__(self, run: Path, *, keep: int):
         self._run = run
-        self._latest = _manager(run / LATEST, keep=keep)
-        self._best = _manager(run / BEST, keep=1)
+        self._keep = {LATEST: keep, BEST: 1}
+        self._writers: dict[str, ocp.CheckpointManager] = {}
+
+    def _writer(self, name: str) -> ocp.CheckpointManager:
+        """The manager that all processes write with; made when they first do."""
+        if name not in self._writers:
+            self._writers[name] = _manager(self._run / name, keep=self._keep[name])
+        return self._writers[name]
 
     def save(self, state: TrainState, position: Position) -> None:
         """Starts writing a state; returns as soon as its arrays are copied.
@@ -63,9 +70,10 @@ class Checkpoints:
         if state.ema is not None:
             items["averages"] = state.ema
         with naming(self._run / LATEST):
-            self._latest.wait_until_finished()
-            if position.step not in self._latest.all_steps():
-                _save(self._latest, position.step, items, position._asdict())
+            writer = self._writer(LATEST)
+            writer.wait_until_finished()
+            if position.step not in writer.all_steps():
+                _save(writer, position.step, items, position._asdict())
 
     def save_best(
         self, variables: dict[str, Any], *, step: int, accuracy: float
@@ -76,20 +84,27 @@ class Checkpoints:
           Whether they were.
         """
         with naming(self._run / BEST):
-            self._best.wait_until_finished()
-        for kept in self._best.all_steps():
-            try:
-                _, meta = _load(self._best, kept, {})
-                better = accuracy > meta["accuracy"]
-            except Exception as error:
-                _report(kept, self._run / BEST, error, "is set aside")
-                self._set_aside(self._best, kept)
-            else:
-                if not better:
-                    return False
-        with naming(self._run / BEST):
-            _save(self._best, step, {"model": variables}, {"accuracy": accuracy})
+            self._writer(BEST).wait_until_finished()
+            if told_by_first(lambda: self._best_is(accuracy)):
+                return False
+            self._writer(BEST).reload()
+            meta = {"accuracy": accuracy}
+            _save(self._writer(BEST), step, {"model": variables}, meta)
         return True
+
+    def _best_is(self, accuracy: float) -> bool:
+        """Whether a readable checkpoint is at least as good; sets others aside."""
+        folder = self._run / BEST
+        for kept in _steps(folder):
+            try:
+                with _manager(folder, keep=None) as reader:
+                    _, meta = _load(reader, kept, {})
+                if meta["accuracy"] >= accuracy:
+                    return True
+            except Exception as error:
+                _report(kept, folder, error, "is set aside")
+                self._set_aside(folder, kept)
+        return False
 
     def restore(self, template: TrainState) -> tuple[TrainState, Position] | None:
         """The latest state that can be read, or None in a run without checkpoints.
@@ -109,14 +124,16 @@ class Checkpoints:
         }
         if template.ema is not None:
             templates["averages"] = template.ema
-        steps = sorted(self._latest.all_steps(), reverse=True)
+        folder = self._run / LATEST
+        steps = _steps(folder)
         for step in steps:
             try:
-                items, meta = _load(self._latest, step, templates)
+                with _manager(folder, keep=None) as reader:
+                    items, meta = _load(reader, step, templates)
                 position = Position(**meta)
             except Exception as error:
-                _report(step, self._run / LATEST, error)
-                self._set_aside(self._latest, step)
+                _report(step, folder, error)
+                self._set_aside(folder, step)
                 continue
             optimizer = items["optimizer"]
             state = TrainState(
@@ -135,22 +152,20 @@ class Checkpoints:
             )
         return None
 
-    def _set_aside(self, manager: ocp.CheckpointManager, step: int) -> None:
+    def _set_aside(self, folder: Path, step: int) -> None:
         """Makes room for the step to be written again, without deleting anything."""
-        source = Path(manager.directory) / str(step)
-        folder = self._run / "unreadable"
-        folder.mkdir(exist_ok=True)
-        target, copies = folder / f"{source.parent.name}_{step}", 1
+        aside = self._run / "unreadable"
+        aside.mkdir(exist_ok=True)
+        target, copies = aside / f"{folder.name}_{step}", 1
         while target.exists():
             target, copies = target.with_suffix(f".{copies}"), copies + 1
-        source.rename(target)
-        manager.reload()
+        (folder / str(step)).rename(target)
 
     def wait(self) -> None:
         """Returns when everything saved is on disk; raises what went wrong there."""
-        for name, manager in ((LATEST, self._latest), (BEST, self._best)):
+        for name, writer in self._writers.items():
             with naming(self._run / name):
-                manager.wait_until_finished()
+                writer.wait_until_finished()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -161,9 +176,9 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for name, manager in ((LATEST, self._latest), (BEST, self._best)):
+        for name, writer in self._writers.items():
             with naming(self._run / name):
-                manager.close()
+                writer.close()
 
 
 class Restored(NamedTuple):
@@ -215,14 +230,32 @@ def restore_variables(run: Path, *, which: Which = "last") -> Restored:
     raise CheckpointError(f"{run}: no checkpoint to restore: {what}")
 
 
+def _steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, latest first."""
+    if not folder.is_dir():
+        return []
+    with _manager(folder, keep=None) as reader:
+        return sorted(reader.all_steps(), reverse=True)
+
+
 def _manager(folder: Path, *, keep: int | None) -> ocp.CheckpointManager:
-    """A manager that keeps the latest checkpoints, or only reads (`keep` is None)."""
+    """A manager that keeps the latest checkpoints, or only reads (`keep` is None).
+
+    All processes of a run write together; whoever reads does so alone.
+    """
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         create=keep is not None,
         # What a killed process left half-written.
         cleanup_tmp_directories=keep is not None,
     )
+    if keep is None and jax.process_count() > 1:
+        this = jax.process_index()
+        options.multiprocessing_options = ocp.options.MultiprocessingOptions(
+            primary_host=this,
+            active_processes={this},
+            barrier_sync_key_prefix=f"{this}",
+        )
     try:
         return ocp.CheckpointManager(folder.absolute(), options=options)
     except (ValueError, OverflowError) as error:  # it reads every step's time
@@ -239,7 +272,8 @@ def _save(
     meta: dict[str, Any],
 ) -> None:
     # Copies: the next train step reuses the memory of the state while these are being
-    # written.
+    # written. Host arrays, which orbax lets process 0 write while the others wait: what
+    # every process writes a part of can be read in the same processes alone.
     arrays = jax.tree.map(lambda leaf: np.array(leaf, copy=True), items)
     checksums = {name: _checksum(tree) for name, tree in arrays.items()}
     checksums["position"] = _checksum_of_json(meta)

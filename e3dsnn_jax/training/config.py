@@ -153,8 +153,9 @@ class TrainConfig:
     seed: int = 0
     """Seed of the parameters, the order of the clouds and their augmentation."""
     devices: int | None = None
-    """Devices that share each batch. If omitted: all accelerators, or on a CPU as many
-    virtual devices as there are cores and as divide the batch."""
+    """Devices that share each batch, over all processes. If omitted: all accelerators,
+    or on a CPU as many virtual devices as there are cores and as divide the batch. A
+    run may be resumed with another number."""
     evaluate_every_epochs: int = 10
     """Epochs between evaluations; there is always one at the end."""
     checkpoint_every_epochs: int = 1
@@ -165,6 +166,19 @@ class TrainConfig:
     """Latest checkpoints that are kept, beside the best one."""
     log_every_steps: int = 10
     """Steps averaged into one line of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Trains a classifier of point clouds; run the same command again to resume."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(
+        default_factory=TrainConfig
+    )
+    processes: int | None = None
+    """Start so many processes on this machine and train in all of them, for trial.
+    Leave it out under a launcher (Slurm, mpirun, torchrun, TPU pods): its processes
+    find each other. A run may be resumed with another number."""
 
 
 PAPER_RECIPE = Recipe()
@@ -182,6 +196,7 @@ FREE_FIELDS = (
     "data.workers",
     "data.prefetch",
     "data.capacity_slacks",
+    "devices",
     "checkpoint_every_epochs",
     "checkpoint_every_steps",
     "keep",

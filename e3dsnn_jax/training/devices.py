@@ -4,6 +4,8 @@ import os
 
 import jax
 
+from e3dsnn_jax.training.processes import find_launch
+
 
 def largest_divisor(number: int, *, at_most: int) -> int:
     """The largest divisor of `number` that is not above `at_most`."""
@@ -25,16 +27,21 @@ def use_all_cores(batch_size: int, *, devices: int | None = None) -> None:
     are unaffected, and so is a number that `XLA_FLAGS` or `JAX_NUM_CPU_DEVICES` sets.
 
     Args:
-      batch_size: Clouds in a batch, which the devices share equally.
-      devices: Number of devices; if omitted, the largest divisor of the batch that is
-        not above the number of cores.
+      batch_size: Clouds in a batch, which the devices of all processes share equally.
+      devices: Number of devices of all processes; if omitted, the largest divisor of
+        the batch that is not above the number of cores.
     """
+    launch = find_launch(os.environ)
+    processes = 1 if launch is None else launch.processes or 1
     chosen_outside = "JAX_NUM_CPU_DEVICES" in os.environ or (
         "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     )
     if chosen_outside:
         return
-    count = devices or largest_divisor(batch_size, at_most=num_cores())
+    share = max(batch_size // processes, 1)
+    count = largest_divisor(share, at_most=num_cores())
+    if devices is not None:
+        count = max(devices // processes, 1)
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
@@ -42,7 +49,18 @@ def use_all_cores(batch_size: int, *, devices: int | None = None) -> None:
 
 
 def choose_devices(batch_size: int, devices: int | None = None) -> int:
-    """Devices to use: those asked for, else as many as can share the batch equally."""
+    """Devices to use: those asked for, else as many as can share the batch equally.
+
+    Raises:
+      ValueError: If the processes of the run cannot share the batch equally.
+    """
+    processes = jax.process_count()
+    if batch_size % processes:
+        raise ValueError(
+            f"{batch_size} clouds at a time cannot be shared equally by {processes} "
+            "processes: make --recipe.batch-size (over --recipe.accumulate) a multiple"
+        )
     if devices is not None:
         return devices
-    return largest_divisor(batch_size, at_most=jax.device_count())
+    share = batch_size // processes
+    return processes * largest_divisor(share, at_most=jax.local_device_count())

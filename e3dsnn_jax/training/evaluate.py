@@ -12,15 +12,12 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from e3dsnn_jax.data.clouds import ShapeDataset
-from e3dsnn_jax.data.loader import (
-    BatchLayout,
-    BatchSource,
-    iterate,
-    plan_capacities,
-)
+from e3dsnn_jax.data.loader import BatchLayout, BatchSource
+from e3dsnn_jax.data.plan import plan_capacities
 from e3dsnn_jax.training.config import DataConfig
 from e3dsnn_jax.training.datasets import check_classes
 from e3dsnn_jax.training.devices import choose_devices
+from e3dsnn_jax.training.feed import device_batches, make_share
 from e3dsnn_jax.training.metrics import (
     FiringRate,
     FiringTotals,
@@ -30,13 +27,14 @@ from e3dsnn_jax.training.metrics import (
     mean_class_accuracy,
     overall_accuracy,
 )
+from e3dsnn_jax.training.overflow import check_overflow
+from e3dsnn_jax.training.processes import gather
 from e3dsnn_jax.training.run_folder import write_json
 from e3dsnn_jax.training.saved import SavedNetwork
 from e3dsnn_jax.training.steps import (
     EvalStep,
     make_eval_step,
     make_mesh,
-    shard_batch,
 )
 
 SEED = 0
@@ -90,13 +88,16 @@ def make_evaluation_source(
     """
     if not len(dataset):
         raise ValueError("the dataset to evaluate has no clouds")
-    once = BatchSource(dataset, layout, seed=SEED)
+    once = BatchSource(dataset, layout, seed=SEED, share=make_share(dataset, layout))
     # Votes differ in points, not in voxels: shapes planned on every batch of one vote
     # are exact, and need no room. Where that would take long, some batches must do.
-    if len(once) <= _PLANNED_BATCHES:
-        capacities = plan_capacities(once, num_batches=len(once), slacks=(1.0,))
-    else:
-        capacities = plan_capacities(once, num_batches=_PLANNED_BATCHES, slacks=slacks)
+    all_of_them = len(once) <= _PLANNED_BATCHES
+    capacities = plan_capacities(
+        once,
+        num_batches=min(len(once), _PLANNED_BATCHES),
+        slacks=(1.0,) if all_of_them else slacks,
+        gather=gather,
+    )
     return dataclasses.replace(once, capacities=capacities, epochs=votes)
 
 
@@ -128,21 +129,22 @@ def evaluate(
     summed = np.zeros((len(source.dataset), classes))
     firing: dict[str, FiringTotals] = {}
     loss = 0.0
-    for done, batch in enumerate(iterate(source, workers=workers), start=1):
-        output = eval_step(
-            variables["params"], variables["batch_stats"], shard_batch(batch, mesh)
-        )
-        real = batch.indices >= 0
+    batches = device_batches(source, mesh, workers=workers)
+    for done, batch in enumerate(batches, start=1):
+        output = eval_step(variables["params"], variables["batch_stats"], batch)
+        check_overflow(output.needed, batch.levels)
+        indices = np.asarray(output.indices)
+        real = indices >= 0
         logits = np.asarray(output.logits)[real]
         if not np.isfinite(logits).all():
-            bad = batch.indices[real][~np.isfinite(logits).all(axis=1)][0]
+            bad = indices[real][~np.isfinite(logits).all(axis=1)][0]
             raise ValueError(
                 f"the logits of cloud {bad} of {len(labels)} are not finite: the "
                 "weights are broken or the training has diverged; evaluate the best "
                 "checkpoint (--checkpoint best), or train with a lower learning rate"
             )
-        labels[batch.indices[real]] = batch.labels[real]
-        summed[batch.indices[real]] += _softmax(logits)
+        labels[indices[real]] = np.asarray(output.labels)[real]
+        summed[indices[real]] += _softmax(logits)
         loss += float(output.loss_sum)
         firing = add_firing(firing, output.firing)
         if on_batch is not None:

@@ -17,22 +17,30 @@ import numpy as np
 from tqdm import tqdm
 
 from e3dsnn_jax.data.clouds import labels_of
-from e3dsnn_jax.data.loader import ShapeBatch, iterate
-from e3dsnn_jax.pyramid import CapacityError
+from e3dsnn_jax.data.loader import ShapeBatch
+from e3dsnn_jax.pyramid import CapacityError, Level
 from e3dsnn_jax.training.checkpoints import Checkpoints, Position
 from e3dsnn_jax.training.compilations import programs_compiled
 from e3dsnn_jax.training.config import TrainConfig, check_config
 from e3dsnn_jax.training.datasets import open_data
 from e3dsnn_jax.training.devices import use_all_cores
 from e3dsnn_jax.training.evaluate import Evaluation, evaluate, write_evaluation
+from e3dsnn_jax.training.feed import device_batches
+from e3dsnn_jax.training.overflow import check_overflow
+from e3dsnn_jax.training.processes import (
+    broadcast,
+    first_does,
+    is_first,
+    join_processes,
+    say,
+    told_by_first,
+    waiting_for_the_roll_call,
+)
+from e3dsnn_jax.training.roll_call import roll_call
 from e3dsnn_jax.training.run_folder import MetricsLog, check_run, open_run, read_metrics
 from e3dsnn_jax.training.setup import RunSetup, make_setup
 from e3dsnn_jax.training.state import TrainState
-from e3dsnn_jax.training.steps import (
-    StepMetrics,
-    replicate,
-    shard_batch,
-)
+from e3dsnn_jax.training.steps import StepMetrics, replicate
 from e3dsnn_jax.training.stopping import Interrupted, StopRequest, stop_on_signals
 
 
@@ -60,6 +68,9 @@ class TrainResult(NamedTuple):
 def train(config: TrainConfig) -> TrainResult:
     """Trains a classifier, or resumes and finishes a run that was stopped.
 
+    Under a launcher that starts several processes (see `join_processes`) each calls
+    this, with the same configuration and a run folder that all of them see.
+
     Args:
       config: The run. If its folder holds a run, the configurations must agree.
 
@@ -67,24 +78,43 @@ def train(config: TrainConfig) -> TrainResult:
       Interrupted: After Ctrl-C or SIGTERM, when the state is saved.
       TrainingError: If the loss or its gradient is not finite, or a batch needs
         larger static shapes.
+      ProcessError: If another process of the run has failed.
       ValueError: If the configuration or the data cannot be used.
     """
     started, compiled = time.monotonic(), programs_compiled()
     check_config(config)
     config = check_run(config)
-    use_all_cores(
-        config.recipe.batch_size // config.recipe.accumulate, devices=config.devices
+    coordinator = join_processes()
+    at_once = config.recipe.batch_size // config.recipe.accumulate
+    use_all_cores(at_once, devices=config.devices)
+    with roll_call(coordinator), waiting_for_the_roll_call():
+        state, evaluation, setup = _run(config)
+        run, total = setup.config.run, setup.total
+        if is_first():
+            write_evaluation(run, evaluation, step=total)
+            _draw_curves(run)
+    return TrainResult(
+        run=run,
+        step=total,
+        evaluation=evaluation,
+        variables=jax.tree.map(np.asarray, _evaluated(state)),
+        seconds=time.monotonic() - started,
+        programs_compiled=programs_compiled() - compiled,
     )
-    data = open_data(config.data)
+
+
+def _run(config: TrainConfig) -> tuple[TrainState, Evaluation, RunSetup]:
+    """Trains from wherever the run stands to its end, with all processes."""
+    data = first_does(lambda: open_data(config.data))
     setup, state = make_setup(config, data)
     labels = {"training": labels_of(data.train), "test": labels_of(data.evaluation)}
-    config = open_run(config, data.train.class_names, labels)
+    names, asked = data.train.class_names, config
+    config = first_does(lambda: open_run(asked, names, labels))
     setup = setup._replace(config=config)
     with Checkpoints(config.run, keep=config.keep) as checkpoints:
         position = Position(0, config.seed, setup.mesh.size, [])
-        restored = checkpoints.restore(state)
-        if restored is not None:
-            state, stored = restored
+        state, stored = _restore(checkpoints, state)
+        if stored is not None:
             if stored.step > setup.total:
                 raise TrainingError(
                     f"{config.run} is at step {stored.step}, but the run has only "
@@ -95,22 +125,12 @@ def train(config: TrainConfig) -> TrainResult:
             position = stored._replace(devices=position.devices)
         state = replicate(state, setup.mesh)
         with (
-            MetricsLog(config.run, step=position.step) as log,
+            MetricsLog(config.run, step=position.step, silent=not is_first()) as log,
             stop_on_signals() as stop,
         ):
             run = _Run(setup, checkpoints, log, stop)
             state, evaluation = run.advance(state, position)
-    variables = _evaluated(state)
-    write_evaluation(config.run, evaluation, step=setup.total)
-    _draw_curves(config.run)
-    return TrainResult(
-        run=config.run,
-        step=setup.total,
-        evaluation=evaluation,
-        variables=jax.tree.map(np.asarray, variables),
-        seconds=time.monotonic() - started,
-        programs_compiled=programs_compiled() - compiled,
-    )
+    return state, evaluation, setup
 
 
 class _Run:
@@ -148,8 +168,9 @@ class _Run:
             unit="step",
             file=sys.stderr,
             mininterval=0.5,
+            disable=not is_first(),
         ) as bar:
-            while not self.stop:
+            while True:
                 due = step > 0 and setup.is_due(step, config.evaluate_every_epochs)
                 if due and evaluation is None:
                     evaluation = self._evaluate(state, step, bar)
@@ -159,13 +180,13 @@ class _Run:
                 batch = next(batches, None)
                 self.fetching += time.monotonic() - asked
                 if batch is None:
-                    break  # a worker was ended by the same Ctrl-C
+                    break  # somebody asked to stop
                 state, metrics = setup.train_step(state, batch)
                 step, evaluation = step + 1, None
                 # The numbers of a step are read while the next one computes.
                 if pending is not None:
                     self._account(*pending, bar)
-                pending = (step, metrics)
+                pending = (step, metrics, batch.levels)
                 if self._is_checkpoint(step):
                     self._account(*pending, bar)
                     pending = None
@@ -195,27 +216,35 @@ class _Run:
     def _batches(self, step: int) -> Generator[ShapeBatch]:
         """Batches from an update on, on their devices."""
         config = self.setup.config
-        loaded = iterate(
-            self.setup.source,
-            start=step,
-            workers=config.data.workers,
-            prefetch=config.data.prefetch,
-        )
         try:
-            for batch in loaded:
-                yield shard_batch(batch, self.setup.mesh)
+            yield from device_batches(
+                self.setup.source,
+                self.setup.mesh,
+                start=step,
+                workers=config.data.workers,
+                prefetch=config.data.prefetch,
+                stop=lambda: bool(self.stop),
+            )
         except CapacityError as error:
-            raise TrainingError(
-                f"a batch after step {step} does not fit: {error}. Run again with "
-                "larger numbers of --data.capacity-slacks, now "
-                f"{config.data.capacity_slacks}"
-            ) from error
+            raise self._too_large(f"a batch after step {step}", error) from error
         except Exception:
-            if not self.stop:
+            if not self.stop:  # else a worker was ended by the same Ctrl-C
                 raise
 
-    def _account(self, step: int, metrics: StepMetrics, bar: tqdm) -> None:
+    def _too_large(self, what: str, error: CapacityError) -> TrainingError:
+        return TrainingError(
+            f"{what} does not fit: {error}. Run again with larger numbers of "
+            f"--data.capacity-slacks, now {self.setup.config.data.capacity_slacks}"
+        )
+
+    def _account(
+        self, step: int, metrics: StepMetrics, levels: tuple[Level, ...], bar: tqdm
+    ) -> None:
         """Checks the numbers of a step, and logs those of every window of steps."""
+        try:
+            check_overflow(metrics.needed, levels)
+        except CapacityError as error:
+            raise self._too_large(f"the batch of step {step}", error) from error
         loss = float(metrics.loss)
         grad_norm = float(metrics.grad_norm)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
@@ -262,7 +291,8 @@ class _Run:
         setup, began = self.setup, time.monotonic()
 
         def on_batch(done: int, total: int) -> None:
-            if self.stop:
+            # Of several processes none can leave alone: they stop after the evaluation.
+            if self.stop and jax.process_count() == 1:
                 self.checkpoints.wait()
                 raise self._interrupted(step)
             bar.set_description(f"evaluating {done}/{total}", refresh=False)
@@ -279,9 +309,8 @@ class _Run:
         )
         bar.set_description("", refresh=False)
         self.checkpoints.save_best(variables, step=step, accuracy=result.accuracy)
-        lines = read_metrics(setup.config.run)
         # A resumed run may stand at a step whose evaluation is already logged.
-        if not any(line["kind"] == "eval" and line["step"] == step for line in lines):
+        if is_first() and not _is_logged(setup.config.run, "eval", step):
             self.log.write(
                 "eval",
                 step,
@@ -290,11 +319,13 @@ class _Run:
                 accuracy=result.accuracy,
                 mean_class_accuracy=result.mean_class_accuracy,
             )
-        tqdm.write(
-            f"epoch {setup.epochs_done(step)}: accuracy {result.accuracy:.2%}, mean of "
-            f"the classes {result.mean_class_accuracy:.2%}, loss {result.loss:.3f}",
-            file=sys.stderr,
-        )
+        if is_first():
+            tqdm.write(
+                f"epoch {setup.epochs_done(step)}: accuracy {result.accuracy:.2%}, "
+                f"mean of the classes {result.mean_class_accuracy:.2%}, loss "
+                f"{result.loss:.3f}",
+                file=sys.stderr,
+            )
         # Evaluating does not count as slow training.
         self.window_started += time.monotonic() - began
         return result
@@ -308,20 +339,41 @@ class _Run:
         )
 
 
+def _is_logged(run: Path, kind: str, step: int) -> bool:
+    return any(
+        line["kind"] == kind and line["step"] == step for line in read_metrics(run)
+    )
+
+
 def _evaluated(state: TrainState) -> dict[str, Any]:
     if state.ema is not None:
         return state.ema
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
+def _restore(
+    checkpoints: Checkpoints, initial: TrainState
+) -> tuple[TrainState, Position | None]:
+    """The state and position to go on from: process 0 reads, and tells the others."""
+    found = []
+
+    def read() -> dict[str, Any] | None:
+        restored = checkpoints.restore(initial)
+        found.append(initial if restored is None else restored[0])
+        return None if restored is None else restored[1]._asdict()
+
+    position = told_by_first(read)
+    state = broadcast(found[0] if found else initial)
+    return state, None if position is None else Position(**position)
+
+
 def _announce(stored: Position, now: Position) -> None:
-    print(f"Resuming after step {stored.step}.", file=sys.stderr)
+    say(f"Resuming after step {stored.step}.")
     if stored.devices != now.devices:
-        print(
+        say(
             f"The run used {stored.devices} devices and goes on with {now.devices}: "
             "sums are rounded differently, so its numbers will differ slightly from "
-            "those of a run without a break.",
-            file=sys.stderr,
+            "those of a run without a break."
         )
 
 

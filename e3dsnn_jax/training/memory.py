@@ -131,5 +131,6 @@ class AnnouncedStep:
         on_cpu = self._devices[0].platform == "cpu"
         sharing = len(self._devices) if on_cpu else 1
         line = describe_memory(step, free, sharing=sharing)
-        if not self._programs or line.startswith("WARNING"):
+        first = jax.process_index() == 0 and not self._programs
+        if first or line.startswith("WARNING"):
             tqdm.write(line, file=sys.stderr)

@@ -207,6 +207,7 @@ def describe_versions() -> dict[str, Any]:
         "device": device.device_kind,
         "backend": device.platform,
         "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "cores": os.cpu_count(),
         "git_commit": _git_commit(),
     }
@@ -238,10 +239,14 @@ class MetricsLog:
     """Numbers over steps, appended to `metrics.jsonl` and to TensorBoard event files.
 
     Lines of steps after `step` are dropped at the start: a resumed run computes them
-    again. So is a last line that a killed process left unfinished.
+    again. So is a last line that a killed process left unfinished. A silent log, that
+    of all processes but one, writes nothing.
     """
 
-    def __init__(self, run: Path, *, step: int):
+    def __init__(self, run: Path, *, step: int, silent: bool = False):
+        self._silent = silent
+        if silent:
+            return
         path = run / METRICS
         kept = [line for line in read_metrics(run) if line["step"] <= step]
         with whole_file(path) as unfinished:
@@ -254,6 +259,8 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, **numbers: float | int) -> None:
         """Appends one line and flushes it, so that a killed run loses none."""
+        if self._silent:
+            return
         line = {"kind": kind, "step": step, **numbers}
         with naming(self._path):
             self._file.write(json.dumps(line) + "\n")
@@ -271,8 +278,9 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._events.close()
+        if not self._silent:
+            self._file.close()
+            self._events.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -9,13 +9,16 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from e3dsnn_jax.classifier import Classifier
-from e3dsnn_jax.data.loader import BatchLayout, BatchSource, plan_capacities
+from e3dsnn_jax.data.loader import BatchLayout, BatchSource
+from e3dsnn_jax.data.plan import plan_capacities
 from e3dsnn_jax.training.config import TrainConfig
 from e3dsnn_jax.training.datasets import RunData
 from e3dsnn_jax.training.devices import choose_devices
 from e3dsnn_jax.training.evaluate import make_evaluation_source
+from e3dsnn_jax.training.feed import make_share
 from e3dsnn_jax.training.memory import AnnouncedStep
 from e3dsnn_jax.training.optimizer import make_optimizer
+from e3dsnn_jax.training.processes import gather
 from e3dsnn_jax.training.state import TrainState, create_state
 from e3dsnn_jax.training.steps import (
     EvalStep,
@@ -76,8 +79,11 @@ def make_setup(config: TrainConfig, data: RunData) -> tuple[RunSetup, TrainState
         seed=config.seed,
         epochs=recipe.epochs,
         shuffle=True,
+        share=make_share(data.train, layout),
     )
-    capacities = plan_capacities(source, slacks=config.data.capacity_slacks)
+    capacities = plan_capacities(
+        source, slacks=config.data.capacity_slacks, gather=gather
+    )
     source = dataclasses.replace(source, capacities=capacities)
     model = Classifier(
         architecture=architecture,
@@ -91,7 +97,7 @@ def make_setup(config: TrainConfig, data: RunData) -> tuple[RunSetup, TrainState
         total_steps=len(source),
         clip_norm=recipe.clip_norm,
     )
-    example = jax.tree.map(lambda leaf: leaf[0], source[0])
+    example = jax.tree.map(lambda leaf: leaf[0], source.padded(0, 0))
     state = create_state(
         model,
         optimizer,

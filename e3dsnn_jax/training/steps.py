@@ -49,7 +49,11 @@ class EvalOutput(NamedTuple):
     """What an eval step reports."""
 
     logits: Float[Array, "devices clouds classes"]
-    """Class scores, each device's on that device; rows of padding are meaningless."""
+    """Class scores; rows of padding are meaningless."""
+    labels: Int32[Array, "devices clouds"]
+    """Those of the batch: every process sees the clouds of all."""
+    indices: Int32[Array, "devices clouds"]
+    """Those of the batch; -1 for a padding cloud."""
     loss_sum: Float32[Array, ""]
     """Sum of the unsmoothed cross-entropy over the real clouds of all devices."""
     correct: Int32[Array, ""]
@@ -67,13 +71,14 @@ EvalStep = Callable[[dict[str, Any], dict[str, Any], ShapeBatch], EvalOutput]
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
-    """A mesh of one axis, "devices".
+    """A mesh of one axis, "devices"; those of a process lie beside each other.
 
     Args:
-      devices: Number of devices; all of them if omitted.
+      devices: Number of devices, the same of every process; all of them if omitted.
 
     Raises:
-      ValueError: If there are fewer devices than asked for.
+      ValueError: If there are fewer devices than asked for, or the processes cannot
+        share them equally.
     """
     available = jax.devices()
     count = len(available) if devices is None else devices
@@ -82,7 +87,18 @@ def make_mesh(devices: int | None = None) -> Mesh:
             f"devices={count}, but JAX sees {len(available)} {available[0].platform} "
             f"devices: ask for 1 to {len(available)}"
         )
-    return Mesh(np.array(available[:count]), (DEVICES,))
+    processes = jax.process_count()
+    if count % processes:
+        raise ValueError(
+            f"devices={count} cannot be shared equally by {processes} processes: ask "
+            "for a multiple"
+        )
+    chosen = [
+        device
+        for process in range(processes)
+        for device in jax.local_devices(process)[: count // processes]
+    ]
+    return Mesh(np.array(chosen), (DEVICES,))
 
 
 def shard_batch(batch: ShapeBatch, mesh: Mesh) -> ShapeBatch:
@@ -122,9 +138,17 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     """Puts the same state, or part of one, on every device of the mesh.
 
     The result may share memory with `tree`: when a train step consumes the one, the
-    other can be gone too.
+    other can be gone too. With several processes each must pass the same.
     """
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    whole = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, whole)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(
+            whole, np.asarray(leaf), np.shape(leaf)
+        ),
+        tree,
+    )
 
 
 class _Sums(NamedTuple):
@@ -323,22 +347,27 @@ def make_eval_step(model: nn.Module, mesh: Mesh) -> EvalStep:
         sums = jax.lax.psum(_sums(logits, batch.labels, 0.0), DEVICES)
         firing = count_spikes(activations, batch.levels)
         return EvalOutput(
-            logits=logits[None],
+            **jax.lax.all_gather(
+                {
+                    "logits": logits,
+                    "labels": jnp.asarray(batch.labels),
+                    "indices": jnp.asarray(batch.indices),
+                    "firing": firing,
+                    "needed": capacity_needed(batch.levels),
+                },
+                DEVICES,
+            ),
             loss_sum=sums.loss,
             correct=sums.correct,
             clouds=sums.clouds,
-            firing=jax.lax.all_gather(firing, DEVICES),
-            needed=jax.lax.all_gather(capacity_needed(batch.levels), DEVICES),
         )
 
     everywhere, split = PartitionSpec(), PartitionSpec(DEVICES)
-    # Every field but the logits is the same on all devices.
-    specs = EvalOutput._make([split] + [everywhere] * 5)
     step = jax.shard_map(
         device_step,
         mesh=mesh,
         in_specs=(everywhere, everywhere, split),
-        out_specs=specs,
+        out_specs=everywhere,
         check_vma=False,
     )
     whole = NamedSharding(mesh, everywhere)

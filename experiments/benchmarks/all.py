@@ -27,7 +27,13 @@ from experiments.benchmarks.report import report
 from experiments.benchmarks.timing import describe_machine, is_busy
 
 Name = Literal[
-    "sparse_conv", "kernel_map", "training_step", "neurons", "memory", "similarity"
+    "sparse_conv",
+    "kernel_map",
+    "training_step",
+    "neurons",
+    "memory",
+    "similarity",
+    "records",
 ]
 NAMES: tuple[Name, ...] = get_args(Name)
 
@@ -53,6 +59,8 @@ OPTIONS: dict[Name, Options] = {
     "neurons": Options(),
     "memory": Options(),
     "similarity": Options(),
+    # Of texts alone, which the data of the others need not be.
+    "records": Options(out=False),
 }
 
 

@@ -164,6 +164,19 @@ def _similarity(result: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def _records(result: dict[str, Any]) -> list[Row]:
+    rows = []
+    for kind, speed in result["clouds_per_second"].items():
+        text = f"{speed['ours_records']:,.0f} / text {speed['txt']:,.0f} clouds/s, "
+        rows.append(
+            (
+                f"packed records, {kind}, {result['points']:,.0f} points, one core",
+                text + format_ratio(result["speedup"][kind]),
+            )
+        )
+    return rows
+
+
 HEADLINES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "sparse_conv": _sparse_conv,
     "kernel_map": _kernel_map,
@@ -171,5 +184,6 @@ HEADLINES: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "neurons": _neurons,
     "memory": _memory,
     "similarity": _similarity,
+    "records": _records,
 }
 """The rows of each benchmark's result."""

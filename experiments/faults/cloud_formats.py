@@ -13,6 +13,8 @@ from e3dsnn_jax.data.clouds import PointCloud, check_cloud
 from e3dsnn_jax.data.modelnet import read_hdf5_clouds
 from e3dsnn_jax.data.packed import load_packed, pack_in_files
 from e3dsnn_jax.data.points import read_points_file
+from e3dsnn_jax.data.records import open_records
+from e3dsnn_jax.data.records_writer import PackSettings, write_records
 from e3dsnn_jax.data.shards import open_shards
 from experiments.faults.formats import Format, Refusal
 from experiments.smoke import CLASS_NAMES, write_shards
@@ -134,6 +136,24 @@ def _read_cache(folder: Path) -> list[Any]:
     return [clouds[index] for index in range(len(clouds))] + [clouds.class_names]
 
 
+def _write_records(folder: Path) -> list[Path]:
+    columns = _columns()
+    clouds = [
+        PointCloud(columns[:, :3], columns[:, 3:], 0, "a"),
+        PointCloud(columns[:5, :3], None, 2, "b"),
+        PointCloud(columns[5:, :3], None, 1, "c"),
+    ]
+    settings = PackSettings(clouds_per_shard=2)
+    write_records(clouds, CLASS_NAMES, folder, "train", settings)
+    return sorted(folder.iterdir())
+
+
+def _read_records(folder: Path) -> list[Any]:
+    clouds = open_records(folder, "train")
+    known = [clouds.labels, clouds.voxels, clouds.points, clouds.class_names]
+    return [clouds[index] for index in range(len(clouds))] + known
+
+
 CLOUD_FORMATS: dict[str, Format] = {
     "npz": _points_format("cloud.npz", _write_npz, checksummed=True),
     # More than is read at once: what a header leaves out is never seen.
@@ -157,5 +177,6 @@ CLOUD_FORMATS: dict[str, Format] = {
     "h5": Format(_write_hdf5, _read_hdf5, checksummed=False),
     "npz shard": Format(_write_shard, _read_shard, checksummed=True),
     "cache": Format(_write_cache, _read_cache, checksummed=True),
+    "records": Format(_write_records, _read_records, checksummed=True),
 }
 """Everything that clouds are read from, by the name in the table."""
