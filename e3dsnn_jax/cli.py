@@ -6,6 +6,7 @@ imported where they are used, so that help and mistyped options answer at once.
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command is None:
         print(f"e3dsnn: no command {words[0]!r}\n\n{_usage()}", file=sys.stderr)
         return USER_ERROR
-    return report_errors(lambda: command(words[1:]))
+    code = report_errors(lambda: command(words[1:]))
+    if code:
+        _leave_other_processes(code)
+    return code
 
 
 def report_errors(action: Callable[[], None]) -> int:
@@ -148,6 +152,18 @@ def report_errors(action: Callable[[], None]) -> int:
         print(error, file=sys.stderr)
         return exit_code
     return 0
+
+
+def _leave_other_processes(code: int) -> None:
+    """Ends a process of several at once: JAX would first wait for the others."""
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        return
+    if jax.process_index() == 0:
+        time.sleep(1)  # those that meet the same error still need it to end in order
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _usage() -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from e3dsnn_jax.training import launch
-from e3dsnn_jax.training.config import TrainCommand
+from e3dsnn_jax.training.config import Recipe, TrainCommand, TrainConfig
 from e3dsnn_jax.training.launch import LaunchError, run_processes
 
 CHILD = """
@@ -75,6 +75,18 @@ def test_nothing_to_start():
     assert not run_processes([], TrainCommand(processes=1))
     with pytest.raises(ValueError, match="--processes must be positive, got 0"):
         run_processes([], TrainCommand(processes=0))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TrainConfig(recipe=Recipe(batch_size=15)), "15 clouds at a time cannot be"),
+        (TrainConfig(devices=3), "3 devices cannot be shared equally by --processes 2"),
+    ],
+)
+def test_what_processes_cannot_share(config: TrainConfig, message: str):
+    with pytest.raises(ValueError, match=message):
+        run_processes([], TrainCommand(config, processes=2))
 
 
 def test_within_a_launcher(monkeypatch: pytest.MonkeyPatch):

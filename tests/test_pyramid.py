@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,9 +10,12 @@ from e3dsnn_jax.pyramid import (
     CapacityError,
     bucket_size,
     build_pyramid,
+    capacity_of,
+    count_levels,
     find_levels,
     fit_capacity,
     fits,
+    mark_overflow,
     pack_levels,
 )
 from tests.clouds_of_voxels import random_coords
@@ -84,3 +88,41 @@ def test_bad_arguments_are_named(rng):
         pack_levels(found, fit_capacity([found])[:1])
     with pytest.raises(ValueError, match="finest level: rows must be unique"):
         find_levels(coords[::-1], num_levels=2)
+
+
+def test_packed_levels_tell_their_capacity(rng):
+    found = find_levels(random_coords(rng), num_levels=3)
+    capacity = fit_capacity([found], slack=1.3)
+    levels = pack_levels(found, capacity)
+    assert capacity_of(levels) == capacity
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf, leaf]), levels)
+    assert capacity_of(stacked) == capacity
+
+
+def test_counts_tell_what_a_batch_needs(rng):
+    found = find_levels(random_coords(rng), num_levels=2)
+    fine, coarse = count_levels(found)
+    assert fine.voxels == len(found[0].coords)
+    assert fine.submanifold.sum() == len(found[0].submanifold.senders)
+    assert fine.down is not None
+    assert fine.down.sum() == len(found[0].coords)  # each voxel has one parent
+    assert coarse.down is None
+
+
+def test_marked_overflow_tells_all_needs_and_holds_nothing(rng):
+    found = find_levels(random_coords(rng, density=0.6), num_levels=2)
+    fitted = fit_capacity([found])
+    whole = pack_levels(found, fitted)
+    rows = len(found[0].coords)
+    few = (dataclasses.replace(fitted[0], voxels=rows - 1), fitted[1])
+    marked = mark_overflow(found, few)
+    assert capacity_of(marked) == few
+    for level, expected in zip(marked, whole, strict=True):
+        assert level.voxels_needed == expected.voxels_needed
+        assert level.submanifold.blocks_needed == expected.submanifold.blocks_needed
+        assert (level.coords == -1).all()
+        same, size = level.submanifold, len(level.coords)
+        assert (same.senders == size).all()  # one past the end: no pair
+    assert marked[0].down is not None
+    assert whole[0].down is not None
+    assert marked[0].down.blocks_needed == whole[0].down.blocks_needed

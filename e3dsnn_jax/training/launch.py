@@ -51,13 +51,15 @@ def run_processes(words: Sequence[str], command: TrainCommand) -> bool:
         return False
     if command.processes == 1:
         return False
-    recipe = command.config.recipe
-    launch(
-        words,
-        processes=command.processes,
-        batch_size=recipe.batch_size // recipe.accumulate,
-        devices=command.config.devices,
-    )
+    recipe, devices = command.config.recipe, command.config.devices
+    at_once = recipe.batch_size // max(recipe.accumulate, 1)
+    for what, number in (("clouds at a time", at_once), ("devices", devices)):
+        if number is not None and number % command.processes:
+            raise ValueError(
+                f"{number} {what} cannot be shared equally by --processes "
+                f"{command.processes}"
+            )
+    launch(words, processes=command.processes, batch_size=at_once, devices=devices)
     return True
 
 
