@@ -24,7 +24,6 @@ from svcca_jax.keep import SumFraction as SumFraction
 from svcca_jax.keep import VarianceFraction as VarianceFraction
 from svcca_jax.measure import Measure as Measure
 from svcca_jax.moments import Moments as Moments
-from svcca_jax.moments import accumulate as accumulate
 from svcca_jax.moments import init_moments as init_moments
 from svcca_jax.moments import merge_moments as merge_moments
 from svcca_jax.moments import merge_over_axis as merge_over_axis
@@ -51,6 +50,7 @@ from svcca_jax.significance import Bartlett as Bartlett
 from svcca_jax.significance import bartlett_test as bartlett_test
 from svcca_jax.significance import random_baseline as random_baseline
 from svcca_jax.significance import random_coefficients as random_coefficients
+from svcca_jax.stream import accumulate as accumulate
 from svcca_jax.svcca import MeanSVCCA as MeanSVCCA
 from svcca_jax.svcca import svcca as svcca
 from svcca_jax.svcca import svcca_from_moments as svcca_from_moments

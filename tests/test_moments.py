@@ -17,9 +17,9 @@ from svcca_jax import (
     init_moments,
     merge_moments,
     merge_over_axis,
+    stream,
     update_moments,
 )
-from svcca_jax import moments as MODULE
 
 
 def assert_equal_moments(found, layers, rtol=2e-6):
@@ -112,12 +112,12 @@ def test_devices_share_the_datapoints_of_every_batch(rng, sizes, devices):
 
 def test_devices_lose_no_digits_to_a_large_offset(rng):
     x = (rng.standard_normal((40_010, 4)) + 300).astype(np.float32)
-    before = MODULE._update_shares._cache_size()
+    before = stream._update_shares._cache_size()
     batches = [(x[start : start + 90],) for start in range(0, 39_960, 90)]
     moments = accumulate([*batches, (x[39_960:],)], mesh=make_mesh(4))
     assert_equal_moments(moments, [x], rtol=3e-7)
     # A program for 90 datapoints, and one for the 50 that are left.
-    assert MODULE._update_shares._cache_size() == before + 2
+    assert stream._update_shares._cache_size() == before + 2
 
 
 def test_integer_spikes(rng):

@@ -181,9 +181,10 @@ def _connect(hosts: list[str], port: int) -> tuple[socket.socket | None, str]:
             found = socket.create_connection((host, port), timeout=_CONNECT_SECONDS)
             found.settimeout(None)
             return found, host
+    where = f"{' or '.join(hosts)}, port {port}"
     print(
-        f"Process {jax.process_index()} cannot reach {' or '.join(hosts)}, port {port}, "
-        "where process 0 is: if a process dies, only JAX will tell.",
+        f"Process {jax.process_index()} cannot reach process 0 at {where}: if one of "
+        "them dies, only JAX will tell.",
         file=sys.stderr,
     )
     return None, hosts[-1]
