@@ -149,7 +149,8 @@ def report_errors(action: Callable[[], None]) -> int:
         exit_code = getattr(error, "exit_code", None)  # training.stopping.Interrupted
         if exit_code is None:
             raise
-        print(error, file=sys.stderr)
+        if str(error):  # of several processes one speaks
+            print(error, file=sys.stderr)
         return exit_code
     return 0
 
@@ -163,7 +164,9 @@ def _leave_other_processes(code: int) -> None:
         time.sleep(1)  # those that meet the same error still need it to end in order
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    from e3dsnn_jax.orphans import end_at_once
+
+    end_at_once(code)
 
 
 def _usage() -> str:
@@ -189,9 +192,12 @@ def _train(words: Sequence[str]) -> None:
 
     if run_processes(["train", *words], command):
         return
+    from e3dsnn_jax.orphans import WITH_PARENT, end_with_parent
     from e3dsnn_jax.training.loop import train
     from e3dsnn_jax.training.processes import is_first
 
+    if WITH_PARENT in os.environ:
+        end_with_parent()
     result = train(command.config)
     if not is_first():
         return
@@ -207,6 +213,14 @@ def _train(words: Sequence[str]) -> None:
 def _evaluate(words: Sequence[str]) -> None:
     """Evaluate a run or published weights on a data set."""
     options = _parse(EvaluateOptions, "evaluate", words)
+    from e3dsnn_jax.training.processes import find_launch
+
+    launch = find_launch(os.environ)
+    if launch is not None:
+        raise ValueError(
+            f"{launch.launcher} has started several processes, but an evaluation takes "
+            "one: run it without the launcher"
+        )
     if (options.run is None) == (options.weights is None):
         raise ValueError("give either the folder of a run or --weights, and not both")
     from e3dsnn_jax.data.open import open_dataset

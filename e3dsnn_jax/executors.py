@@ -1,4 +1,4 @@
-"""The executors of the sparse convolution: three ways to the same sums.
+"""Executors of the sparse convolution: three ways to the same sums, of four.
 
 * **blocks** (CPU): a loop over the blocks that exist, each a gather, one product and
   a scatter-add. Spare capacity costs nothing.
@@ -8,6 +8,8 @@
   rows without a partner are multiplied in vain.
 * **batched**: all blocks at once as one batched product and one segment-sum; less work
   than gathering, but its additions come in any order on a GPU.
+
+The fourth, for TPUs, is in `run_executor`.
 
 Each is a forward pass `(rows, kernel, kernel_map, num_out=)` and a backward pass
 `(rows, kernel, kernel_map, cotangent, input_gradient=)`. `rows` and `cotangent` carry a
@@ -20,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jraph
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from e3dsnn_jax.kernel_map import KernelMap
 
@@ -30,7 +32,7 @@ _ELEMENTWISE_CHANNELS = 16
 # slow that writing the transposed rows first pays.
 _TRANSPOSE_CHANNELS = 32
 # Maps hold valid rows alone: no index is checked, or counted from the end.
-_IN_BOUNDS: Any = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
+IN_BOUNDS: Any = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
 
 
 class Executor(NamedTuple):
@@ -43,7 +45,7 @@ class Executor(NamedTuple):
 def _gather(rows, index, dtype):
     """Rows of every pair as `[..., pairs * time, channels]`, as real numbers."""
     flat = rows.reshape(len(rows), -1)
-    taken = flat.at[index].get(**_IN_BOUNDS)
+    taken = flat.at[index].get(**IN_BOUNDS)
     return taken.reshape(*index.shape[:-1], -1, rows.shape[-1]).astype(dtype)
 
 
@@ -52,10 +54,12 @@ def _product(left, right):
     if left.shape[-1] <= _ELEMENTWISE_CHANNELS:
         terms = left[:, :, None].astype(jnp.float32) * right[None].astype(jnp.float32)
         return jnp.sum(terms, axis=1)
-    return _dot(left, right)
+    return dot(left, right)
 
 
-def _dot(left, right):
+def dot(
+    left: Float[Array, "*batch rows terms"], right: Float[Array, "*batch terms columns"]
+) -> Float[Array, "*batch rows columns"]:
     """Matrix products, summed in float32."""
     # Accelerators would round float32 operands to fewer digits unless asked not to;
     # who wants that asks for bfloat16.
@@ -65,7 +69,7 @@ def _dot(left, right):
     )
 
 
-def _start(kernel_map, shape):
+def start_of(kernel_map: KernelMap, shape: tuple[int, ...]) -> Float32[Array, "..."]:
     """Zeros to accumulate on, or NaN if the map is truncated."""
     overflow = kernel_map.blocks_needed > kernel_map.capacity
     return jnp.full(shape, jnp.where(overflow, jnp.nan, 0.0).astype(jnp.float32))
@@ -80,7 +84,7 @@ def _forward_blocks(rows, kernel, kernel_map, *, num_out):
         return _add_to_rows(outputs, kernel_map.receivers[index], messages)
 
     used = jnp.minimum(kernel_map.blocks_needed, kernel_map.capacity)
-    start = _start(kernel_map, (num_out + 1, time * c_out))
+    start = start_of(kernel_map, (num_out + 1, time * c_out))
     outputs = jax.lax.fori_loop(0, used, block, start)
     return outputs[:num_out].reshape(num_out, time, c_out)
 
@@ -90,7 +94,7 @@ def _add_to_rows(total, index, messages):
 
     With an axis more, XLA copies the messages to another layout first.
     """
-    return total.at[index].add(messages.reshape(len(index), -1), **_IN_BOUNDS)
+    return total.at[index].add(messages.reshape(len(index), -1), **IN_BOUNDS)
 
 
 def _backward_blocks(rows, kernel, kernel_map, cotangent, *, input_gradient):
@@ -105,18 +109,18 @@ def _backward_blocks(rows, kernel, kernel_map, cotangent, *, input_gradient):
         columns = taken.T
         if c_in <= _TRANSPOSE_CHANNELS:
             columns = jax.lax.optimization_barrier(columns)
-        d_matrix = d_kernel[offset] + _dot(columns, given)
+        d_matrix = d_kernel[offset] + dot(columns, given)
         # `.at[offset].add` would compile to a scatter, with tests of its one index.
         d_kernel = jax.lax.dynamic_update_index_in_dim(d_kernel, d_matrix, offset, 0)
         if input_gradient:
-            messages = _dot(given, kernel[offset].T)
+            messages = dot(given, kernel[offset].T)
             d_inputs = _add_to_rows(d_inputs, senders, messages)
         return d_inputs, d_kernel
 
     used = jnp.minimum(kernel_map.blocks_needed, kernel_map.capacity)
     start = (
-        _start(kernel_map, (num_in if input_gradient else 1, time * c_in)),
-        _start(kernel_map, (kernel.shape[0], c_in, c_out)),
+        start_of(kernel_map, (num_in if input_gradient else 1, time * c_in)),
+        start_of(kernel_map, (kernel.shape[0], c_in, c_out)),
     )
     d_inputs, d_kernel = jax.lax.fori_loop(0, used, block, start)
     if not input_gradient:
@@ -132,23 +136,23 @@ def _sum_to_rows(messages, index, num_rows):
 
 def _forward_batched(rows, kernel, kernel_map, *, num_out):
     taken = _gather(rows, kernel_map.senders, kernel.dtype)
-    messages = _dot(taken, kernel[kernel_map.offset])
+    messages = dot(taken, kernel[kernel_map.offset])
     outputs = _sum_to_rows(messages, kernel_map.receivers, num_out)
-    return outputs + _start(kernel_map, (1, 1, 1))
+    return outputs + start_of(kernel_map, (1, 1, 1))
 
 
 def _backward_batched(rows, kernel, kernel_map, cotangent, *, input_gradient):
     taken = _gather(rows, kernel_map.senders, kernel.dtype)
     given = _gather(cotangent, kernel_map.receivers, cotangent.dtype)
-    per_block = _dot(taken.mT, given)
+    per_block = dot(taken.mT, given)
     d_kernel = jraph.segment_sum(
         per_block, kernel_map.offset, num_segments=kernel.shape[0]
     )
-    poison = _start(kernel_map, (1, 1, 1))
+    poison = start_of(kernel_map, (1, 1, 1))
     num_in, time, c_in = rows.shape
     if not input_gradient:
         return jnp.zeros((num_in - 1, time, c_in)), d_kernel + poison
-    messages = _dot(given, kernel[kernel_map.offset].mT)
+    messages = dot(given, kernel[kernel_map.offset].mT)
     d_inputs = _sum_to_rows(messages, kernel_map.senders, num_in)[:-1]
     return d_inputs + poison, d_kernel + poison
 
@@ -167,7 +171,7 @@ def _partners(
     """
     table = jnp.full((num_offsets, num_targets + 1), num_partners - 1, jnp.int32)
     offset = jnp.broadcast_to(kernel_map.offset[:, None], targets.shape)
-    table = table.at[offset, targets].set(partners, **_IN_BOUNDS)
+    table = table.at[offset, targets].set(partners, **IN_BOUNDS)
     return table[:, :-1]
 
 
@@ -178,9 +182,9 @@ def _forward_gathered(rows, kernel, kernel_map, *, num_out):
 
     def add(total, step):
         index, matrix = step
-        return total + _dot(_gather(rows, index, kernel.dtype), matrix), None
+        return total + dot(_gather(rows, index, kernel.dtype), matrix), None
 
-    start = _start(kernel_map, (num_out * time, c_out))
+    start = start_of(kernel_map, (num_out * time, c_out))
     total, _ = jax.lax.scan(add, start, (table, kernel))
     return total.reshape(num_out, time, c_out)
 
@@ -197,17 +201,17 @@ def _backward_gathered(rows, kernel, kernel_map, cotangent, *, input_gradient):
         index, matrix = step
         given = _gather(cotangent, index, cotangent.dtype)
         if input_gradient:
-            total = total + _dot(given, matrix.T)
+            total = total + dot(given, matrix.T)
         # Rows without a partner meet zeros, which would not silence a NaN or infinity.
         paired = (index < len(cotangent) - 1)[:, None, None]
         taken = jnp.where(paired, rows[:-1], 0).astype(kernel.dtype)
-        return total, _dot(taken.reshape(-1, c_in).T, given)
+        return total, dot(taken.reshape(-1, c_in).T, given)
 
-    start = _start(kernel_map, (num_in * time, c_in))
+    start = start_of(kernel_map, (num_in * time, c_in))
     d_inputs, d_kernel = jax.lax.scan(add, start, (table, kernel))
     if not input_gradient:
         d_inputs = jnp.zeros_like(d_inputs)
-    d_kernel = d_kernel + _start(kernel_map, (1, 1, 1))
+    d_kernel = d_kernel + start_of(kernel_map, (1, 1, 1))
     return d_inputs.reshape(num_in, time, c_in), d_kernel
 
 

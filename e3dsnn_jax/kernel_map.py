@@ -84,6 +84,31 @@ class Pairs(NamedTuple):
     """Number of pairs under each kernel offset."""
 
 
+class Runs(NamedTuple):
+    """Partners of every row, a run of offsets along the kernel's last axis at a time.
+
+    `first` is `place * (partners + 1) + row`: a row's first partner in a run, and the
+    place in the run of the offset that they meet under; or `partners`, the row of zeros
+    past the end, without any. `kernel_runs` finds all this on the host.
+    """
+
+    forward: Int32[HostOrDevice, "steps rows_out"]
+    """First sender of every receiver."""
+    backward: Int32[HostOrDevice, "steps rows_in"] | None
+    """First receiver of every sender, with places counted from the end of the run.
+    None: the map is its own mirror image, and this is `forward`, last step first."""
+    follow_senders: Int32[HostOrDevice, " rows_in+1"]
+    """Which rows stand in the later places of a run that begins with a sender: two bits
+    for each of `later_places`, how many rows further, 0 for none."""
+    follow_receivers: Int32[HostOrDevice, " rows_out+1"] | None
+    """The same of receivers. None: as of senders."""
+
+
+def later_places(run: int) -> list[tuple[int, int]]:
+    """Pairs (first place, later place) of a run of offsets, in the order of `Runs`."""
+    return list(itertools.combinations(range(run), 2))
+
+
 class KernelMap(NamedTuple):
     """Pairs in blocks of one kernel offset each, padded to static shapes.
 
@@ -99,6 +124,9 @@ class KernelMap(NamedTuple):
     """Blocks that the pairs take; larger than the capacity means overflow."""
     rows: Int32[HostOrDevice, "2"]
     """Row capacities of inputs and outputs that the map was made for."""
+    runs: Runs | None = None
+    """What a TPU reads instead of the pairs, if given (`add_runs`). Other platforms do
+    not read it and should do without: it is more to make and to move."""
 
     @property
     def capacity(self) -> int:
@@ -112,6 +140,8 @@ def invert(kernel_map: KernelMap) -> KernelMap:
         senders=kernel_map.receivers,
         receivers=kernel_map.senders,
         rows=kernel_map.rows[..., ::-1],
+        # Their offsets would run the other way; the pairs alone serve as well.
+        runs=None,
     )
 
 

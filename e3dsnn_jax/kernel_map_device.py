@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
+from e3dsnn_jax.capacity import Capacity, MapCapacity
 from e3dsnn_jax.kernel_map import Kernel, KernelMap, check_submanifold
 from e3dsnn_jax.pooling import voxel_mask
-from e3dsnn_jax.pyramid import DOWN, SUBMANIFOLD, Capacity, Level, MapCapacity
+from e3dsnn_jax.pyramid import DOWN, SUBMANIFOLD, Level
 
 
 def build_submanifold_map(

@@ -15,17 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from e3dsnn_jax.capacity import Capacity
 from e3dsnn_jax.data.clouds import PointCloud, check_cloud, unit_normals
 from e3dsnn_jax.data.loader import voxelize_cloud
 from e3dsnn_jax.data.sampling import thin_out
-from e3dsnn_jax.pyramid import (
-    Capacity,
-    Level,
-    find_levels,
-    fit_capacity,
-    fits,
-    pack_levels,
-)
+from e3dsnn_jax.pyramid import Level, find_levels, fit_capacity, fits, pack_levels
 from e3dsnn_jax.spike import Neuron
 from e3dsnn_jax.training.checkpoints import Which
 from e3dsnn_jax.training.saved import (

@@ -5,8 +5,6 @@ on it, and the map of the strided convolution to the next level. It is built onc
 batch and passed down the network, so that layers share maps by receiving them.
 """
 
-import dataclasses
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,11 +12,19 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int, Int32
 
+from e3dsnn_jax.capacity import (
+    Capacity,
+    CapacityError,
+    LevelCapacity,
+    LevelCounts,
+    MapCapacity,
+    fit_counts,
+    list_needs,
+)
 from e3dsnn_jax.kernel_map import (
     Kernel,
     KernelMap,
     Pairs,
-    block_size,
     blocks_needed,
     make_kernel,
     pack_pairs,
@@ -40,54 +46,6 @@ class Level(NamedTuple):
     """Map of the 3x3x3 convolutions on this level."""
     down: KernelMap | None
     """Map of the strided convolution to the next level; None on the last one."""
-
-
-@dataclasses.dataclass(frozen=True)
-class MapCapacity:
-    """Static shape of one kernel map."""
-
-    blocks: int
-    """Number of blocks."""
-    pairs: int
-    """Pairs in a block."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LevelCapacity:
-    """Static shapes of one level."""
-
-    voxels: int
-    """Number of rows."""
-    submanifold: MapCapacity
-    """Shape of the submanifold map."""
-    down: MapCapacity | None
-    """Shape of the map to the next level; None on the last one."""
-
-
-Capacity = tuple[LevelCapacity, ...]
-
-
-class CapacityError(ValueError):
-    """A batch does not fit the static shapes that a program was compiled for."""
-
-
-def bucket_size(count: int, *, multiple: int = 256, growth: float = 1.25) -> int:
-    """The smallest bucket that holds `count` rows.
-
-    Buckets are multiples of `multiple` that grow by at least the factor `growth`, so
-    that counts from 1 to n meet at most about log(n) / log(growth) shapes.
-
-    Raises:
-      ValueError: If `multiple` is below 1 or `growth` does not exceed 1.
-    """
-    if multiple < 1 or growth <= 1:
-        raise ValueError(
-            f"buckets need multiple >= 1 and growth > 1, got {multiple=} {growth=}"
-        )
-    size = multiple
-    while size < count:
-        size = -(-max(int(size * growth), size + 1) // multiple) * multiple
-    return size
 
 
 class LevelPairs(NamedTuple):
@@ -139,16 +97,6 @@ def find_levels(
     return tuple(found)
 
 
-class LevelCounts(NamedTuple):
-    """How much one level holds: all that decides the capacity it needs."""
-
-    voxels: Int[np.ndarray, "*batches"]
-    submanifold: Int[np.ndarray, "*batches offsets"]
-    """Pairs under each kernel offset."""
-    down: Int[np.ndarray, "*batches offsets"] | None
-    """Those of the map to the next level; None on the last one."""
-
-
 def count_levels(levels: tuple[LevelPairs, ...]) -> tuple[LevelCounts, ...]:
     """How much each level of a batch holds."""
     return tuple(
@@ -177,42 +125,11 @@ def fit_capacity(
     )
 
 
-def fit_counts(counts: tuple[LevelCounts, ...], *, slack: float = 1.0) -> Capacity:
-    """As `fit_capacity`, from the counts of all batches, stacked along a first axis."""
-
-    def rows(voxels: Int[np.ndarray, " batches"]) -> int:
-        return bucket_size(math.ceil(int(voxels.max()) * slack), multiple=64)
-
-    def shape(pairs: Int[np.ndarray, "batches offsets"]) -> MapCapacity:
-        size = block_size(int(pairs.sum(axis=1).max()), pairs.shape[1])
-        needed = int((-(-pairs // size)).sum(axis=1).max())
-        return MapCapacity(bucket_size(math.ceil(needed * slack), multiple=8), size)
-
-    return tuple(
-        LevelCapacity(
-            rows(level.voxels),
-            shape(level.submanifold),
-            None if level.down is None else shape(level.down),
-        )
-        for level in counts
-    )
-
-
 def fits(levels: tuple[LevelPairs, ...], capacity: Capacity) -> bool:
     """Whether a batch can be packed into a capacity."""
-    return not any(n > most for _, _, n, most in _requirements(levels, capacity))
-
-
-def _requirements(levels: tuple[LevelPairs, ...], capacity: Capacity):
-    """Yields (what, unit, needed, capacity) for every static size."""
-    for index, (level, shape) in enumerate(zip(levels, capacity, strict=True)):
-        yield f"level {index}", "voxels", len(level.coords), shape.voxels
-        maps = [("submanifold", level.submanifold, shape.submanifold)]
-        if level.down is not None and shape.down is not None:
-            maps.append(("down", level.down, shape.down))
-        for name, pairs, size in maps:
-            needed = blocks_needed(pairs, pairs_per_block=size.pairs)
-            yield f"level {index} {name} map", "blocks", needed, size.blocks
+    return not any(
+        need.needed > need.held for need in list_needs(count_levels(levels), capacity)
+    )
 
 
 def pack_levels(
@@ -226,10 +143,10 @@ def pack_levels(
     """
     if len(levels) != len(capacity):
         raise ValueError(f"{len(levels)} levels, but a capacity of {len(capacity)}")
-    for what, unit, needed, most in _requirements(levels, capacity):
-        if needed > most:
+    for what, unit, needed, held in list_needs(count_levels(levels), capacity):
+        if needed > held:
             raise CapacityError(
-                f"{what} needs {needed} {unit} but the capacity is {most}: raise the "
+                f"{what} needs {needed} {unit} but the capacity is {held}: raise the "
                 "capacity or use fewer clouds a batch"
             )
 
@@ -289,21 +206,20 @@ def mark_overflow(
         )
         for level in levels
     )
-    needs = {
-        (what, unit): needed
-        for what, unit, needed, _ in _requirements(levels, capacity)
-    }
+
+    def mark(kernel_map: KernelMap, pairs: Pairs) -> KernelMap:
+        needed = blocks_needed(pairs, pairs_per_block=kernel_map.senders.shape[1])
+        return kernel_map._replace(blocks_needed=np.asarray(needed, np.int32))
+
     marked = []
-    for index, level in enumerate(pack_levels(nothing, capacity)):
-        name, down = f"level {index}", level.down
-        if down is not None:
-            blocks = np.asarray(needs[f"{name} down map", "blocks"], np.int32)
-            down = down._replace(blocks_needed=blocks)
-        blocks = np.asarray(needs[f"{name} submanifold map", "blocks"], np.int32)
+    for level, found in zip(pack_levels(nothing, capacity), levels, strict=True):
+        down = level.down
+        if down is not None and found.down is not None:
+            down = mark(down, found.down)
         marked.append(
             level._replace(
-                voxels_needed=np.asarray(needs[name, "voxels"], np.int32),
-                submanifold=level.submanifold._replace(blocks_needed=blocks),
+                voxels_needed=np.asarray(len(found.coords), np.int32),
+                submanifold=mark(level.submanifold, found.submanifold),
                 down=down,
             )
         )

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from e3dsnn_jax.executors import BATCHED, BLOCKS, GATHERED
 from e3dsnn_jax.kernel_map import KernelMap, match_rows
+from e3dsnn_jax.run_executor import RUNS
 
 
 class _Static(NamedTuple):
@@ -50,7 +51,7 @@ def sparse_conv(
       kernel: One matrix an offset, in the row-major order of the kernel's offsets.
       kernel_map: The pairs; if its blocks overflow, or under `jit` if it was made for
         other rows, the result is NaN throughout: nothing may be computed on a truncated
-        or foreign map.
+        or foreign map. With `runs` a TPU follows those; other platforms ignore them.
       num_out: Row capacity of the output.
       integer_inputs: Inputs are whole numbers 0..127 (spikes): they travel as int8,
         exactly and four times smaller. Whatever int8 cannot hold, a NaN or a larger
@@ -66,7 +67,8 @@ def sparse_conv(
       The output rows, accumulated in float32.
 
     Raises:
-      ValueError: If channels do not fit together, or rows and a map that is known.
+      ValueError: If channels do not fit together, or rows and a map that is known, or
+        the kernel and the map's runs.
 
     Source: spike sparse convolution of E-3DSNN (AAAI 2025), eq. 1; `SubMConv3d`,
     `SparseConv3d` and `SparseInverseConv3d` of the published stack.
@@ -81,6 +83,7 @@ def sparse_conv(
             "sparse_conv takes one map, senders [blocks, pairs], got "
             f"{kernel_map.senders.shape}: drop or map over the leading axis"
         )
+    _check_runs(kernel_map, len(kernel), inputs.shape[0], num_out)
     kernel_map = match_rows(kernel_map, num_in=inputs.shape[0], num_out=num_out)
     time = inputs.shape[1:-1]
     flat = inputs.reshape(inputs.shape[0], int(np.prod(time)), inputs.shape[-1])
@@ -90,13 +93,38 @@ def sparse_conv(
     return outputs.reshape(num_out, *time, kernel.shape[-1])
 
 
+def _check_runs(kernel_map, num_offsets, num_in, num_out):
+    runs = kernel_map.runs
+    if runs is None:
+        return
+    steps, rows_out = runs.forward.shape
+    given = runs.follow_senders.shape[0] - 1, rows_out
+    if num_offsets % steps or given != (num_in, num_out):
+        raise ValueError(
+            f"the map's runs are {steps} steps from {given[0]} rows to {given[1]}, but "
+            f"the kernel has {num_offsets} offsets and goes from {num_in} rows to "
+            f"{num_out}: make the runs for this kernel and these rows (`add_runs`)"
+        )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(static, inputs, kernel, kernel_map) -> Any:
     return _forward(static, inputs, kernel, kernel_map)[0]
 
 
-def _accelerated(static):
-    return GATHERED if static.deterministic else BATCHED
+def _run(static, kernel_map, phase, operands, options):
+    """Runs a phase, "forward" or "backward", of the platform's executor."""
+    accelerated = GATHERED if static.deterministic else BATCHED
+    branches = {"cpu": BLOCKS, "default": accelerated}
+    if kernel_map.runs is not None:
+        branches["tpu"] = RUNS
+    return jax.lax.platform_dependent(
+        *operands,
+        **{
+            platform: functools.partial(getattr(executor, phase), **options)
+            for platform, executor in branches.items()
+        },
+    )
 
 
 def _forward(static, inputs, kernel, kernel_map):
@@ -108,13 +136,8 @@ def _forward(static, inputs, kernel, kernel_map):
         poison = jnp.where(held, 0.0, jnp.nan).astype(jnp.float32)
         rows = inputs.astype(jnp.int8)
     rows = _with_padding_row(rows)
-    outputs = jax.lax.platform_dependent(
-        rows,
-        kernel,
-        kernel_map,
-        cpu=functools.partial(BLOCKS.forward, num_out=static.num_out),
-        default=functools.partial(_accelerated(static).forward, num_out=static.num_out),
-    )
+    operands, options = (rows, kernel, kernel_map), {"num_out": static.num_out}
+    outputs = _run(static, kernel_map, "forward", operands, options)
     if poison is not None:
         outputs = outputs + poison
     # The zero-size array carries the dtype of the inputs to the backward pass.
@@ -125,15 +148,9 @@ def _forward(static, inputs, kernel, kernel_map):
 def _backward(static, residuals, cotangent):
     rows, kernel, kernel_map, like, poison = residuals
     cotangent = _with_padding_row(cotangent.astype(kernel.dtype))
+    operands = rows, kernel, kernel_map, cotangent
     options = {"input_gradient": static.input_gradient}
-    d_inputs, d_kernel = jax.lax.platform_dependent(
-        rows,
-        kernel,
-        kernel_map,
-        cotangent,
-        cpu=functools.partial(BLOCKS.backward, **options),
-        default=functools.partial(_accelerated(static).backward, **options),
-    )
+    d_inputs, d_kernel = _run(static, kernel_map, "backward", operands, options)
     if poison is not None:
         d_kernel = d_kernel + poison
     no_gradient = jax.tree.map(

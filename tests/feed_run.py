@@ -12,10 +12,10 @@ from typing import Any, SupportsIndex
 import jax
 import numpy as np
 
+from e3dsnn_jax.capacity import Capacity, CapacityError
 from e3dsnn_jax.data.clouds import PointCloud
 from e3dsnn_jax.data.loader import BatchLayout, BatchSource
 from e3dsnn_jax.data.plan import plan_capacities
-from e3dsnn_jax.pyramid import Capacity, CapacityError
 from e3dsnn_jax.training.feed import device_batches, make_share
 from e3dsnn_jax.training.overflow import capacity_needed, check_overflow
 from e3dsnn_jax.training.processes import (

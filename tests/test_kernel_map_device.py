@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from e3dsnn_jax.capacity import MapCapacity
 from e3dsnn_jax.kernel_map import make_kernel, pack_pairs
 from e3dsnn_jax.kernel_map_device import build_pyramid_on_device, build_submanifold_map
 from e3dsnn_jax.kernel_pairs import submanifold_pairs
-from e3dsnn_jax.pyramid import DOWN, MapCapacity, find_levels, fit_capacity, pack_levels
+from e3dsnn_jax.pyramid import DOWN, find_levels, fit_capacity, pack_levels
 from tests.clouds_of_voxels import hard_coords, random_coords
 
 CASES = list(hard_coords(np.random.default_rng(0)).items())

@@ -1,8 +1,11 @@
 """Processes started on this machine: how they end, and how that is told."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,11 @@ if action == "die":
     os.kill(os.getpid(), signal.SIGKILL)
 if action == "hang":
     time.sleep(60)
+if action == "notice":  # as the roll call ends it, before the launcher has looked
+    sys.exit(76)
+if action == "die late":
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
 if action.isdigit():
     sys.exit(int(action))
 """
@@ -37,9 +45,10 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen]:
 
     monkeypatch.setattr(launch.subprocess, "Popen", Child)
     monkeypatch.setattr(launch, "GRACE_SECONDS", 2)
-    handlers = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
+    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(kind) for kind in kinds]
     yield made
-    for kind, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+    for kind, handler in zip(kinds, handlers, strict=True):
         signal.signal(kind, handler)
 
 
@@ -58,6 +67,32 @@ def test_killed_one_is_named_and_ends_the_others(children: list[subprocess.Popen
     assert [child.returncode for child in children] == [-9, -9, -9]
 
 
+def test_those_that_noticed_are_not_the_cause(children: list[subprocess.Popen]):
+    with pytest.raises(LaunchError, match=r"process 2 of 3 .* killed by signal 9"):
+        launch.launch(["notice", "hang", "die late"], processes=3, batch_size=6)
+    assert [child.returncode for child in children] == [76, -9, -9]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_are_passed_on(
+    children: list[subprocess.Popen], number: signal.Signals
+):
+    def send() -> None:
+        deadline = time.monotonic() + 20
+        while len(children) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    with pytest.raises(LaunchError, match="Each of 2 processes "):
+        launch.launch(["hang", "hang"], processes=2, batch_size=4)
+    thread.join()
+    ended = {-number} if number != signal.SIGINT else {-number, 1, 130}
+    assert {child.returncode for child in children} <= ended
+
+
 def test_failed_one_is_named(children: list[subprocess.Popen]):
     with pytest.raises(LaunchError, match=r"process 0 of 2 .* ended with exit code 2"):
         launch.launch(["2", "hang"], processes=2, batch_size=6)
@@ -65,7 +100,7 @@ def test_failed_one_is_named(children: list[subprocess.Popen]):
 
 
 def test_all_failed_alike(children: list[subprocess.Popen]):
-    with pytest.raises(LaunchError, match="All 2 processes ended with exit code 2"):
+    with pytest.raises(LaunchError, match="Each of 2 processes ended with exit code 2"):
         launch.launch(["2", "2"], processes=2, batch_size=6)
     assert len(children) == 2
 
@@ -110,4 +145,4 @@ def test_command_line_without_jax_in_the_parent(tmp_path: Path):
     )
     assert found.returncode == 2
     assert "recipe.batch_size must be positive, got 0" in found.stderr
-    assert "All 2 processes ended with exit code 2." in found.stderr
+    assert "Each of 2 processes ended with exit code 2." in found.stderr

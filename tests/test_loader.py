@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from e3dsnn_jax.capacity import CapacityError
 from e3dsnn_jax.data.augment import Augment
 from e3dsnn_jax.data.clouds import PointCloud
 from e3dsnn_jax.data.loader import (
@@ -17,7 +18,6 @@ from e3dsnn_jax.data.loader import (
     voxelize_cloud,
 )
 from e3dsnn_jax.data.plan import plan_capacities
-from e3dsnn_jax.pyramid import CapacityError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,3 +160,38 @@ def test_bad_use_is_named(source):
         plan_capacities(few)
     with pytest.raises(ValueError, match="plan_capacities first"):
         BatchSource(Spheres(), LAYOUT)[0]
+
+
+def test_maps_have_runs_where_the_layout_asks_for_them(source):
+    assert all(level.submanifold.runs is None for level in source[1].levels)
+    layout = dataclasses.replace(LAYOUT, runs=True)
+    with_runs = dataclasses.replace(source, layout=layout)[1]
+    for level, plain in zip(with_runs.levels, source[1].levels, strict=True):
+        assert level.submanifold.runs is not None
+        rows = level.coords.shape[1]
+        assert level.submanifold.runs.forward.shape == (2, 9, rows)
+        assert (level.down is None) or level.down.runs is not None
+        without = level._replace(
+            submanifold=level.submanifold._replace(runs=None),
+            down=None if level.down is None else level.down._replace(runs=None),
+        )
+        equal(without, plain)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_parts_of_a_batch_hold_the_same_clouds_on_any_number_of_devices(devices):
+    layout = BatchLayout(8, devices, num_levels=2, voxel_size=0.2, accumulate=2)
+    source = BatchSource(Spheres(count=16), layout, seed=3, shuffle=True)
+    order = np.random.default_rng((3, 0)).permutation(16)
+    for step in range(2):
+        indices = source.shards(step).indices
+        assert indices.shape == (devices * 2, 8 // (devices * 2))
+        for part in range(2):
+            first = step * 8 + part * 4
+            expected = set(order[first : first + 4].tolist())
+            assert set(indices[part::2].ravel().tolist()) == expected
+
+
+def test_parts_that_devices_cannot_share_are_refused():
+    with pytest.raises(ValueError, match=r"num_devices=2 times accumulate=3"):
+        BatchLayout(8, 2, num_levels=2, voxel_size=0.2, accumulate=3)

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e3dsnn_jax.pyramid import CapacityError, build_pyramid
+from e3dsnn_jax.capacity import CapacityError
+from e3dsnn_jax.pyramid import build_pyramid
 from e3dsnn_jax.training.overflow import capacity_needed, check_overflow
 
 

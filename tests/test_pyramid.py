@@ -6,9 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from e3dsnn_jax.capacity import CapacityError
 from e3dsnn_jax.pyramid import (
-    CapacityError,
-    bucket_size,
     build_pyramid,
     capacity_of,
     count_levels,
@@ -19,20 +18,6 @@ from e3dsnn_jax.pyramid import (
     pack_levels,
 )
 from tests.clouds_of_voxels import random_coords
-
-
-def test_buckets_hold_their_count_and_are_few():
-    sizes = [bucket_size(count) for count in range(1, 20_000)]
-    assert all(size >= count for count, size in enumerate(sizes, start=1))
-    assert len(set(sizes)) <= 25
-    assert all(size % 256 == 0 for size in sizes)
-    assert sizes == sorted(sizes)
-
-
-@pytest.mark.parametrize(("multiple", "growth"), [(0, 1.25), (8, 1.0)])
-def test_buckets_that_cannot_grow_are_refused(multiple, growth):
-    with pytest.raises(ValueError, match="multiple >= 1 and growth > 1"):
-        bucket_size(5, multiple=multiple, growth=growth)
 
 
 def test_levels_halve_and_padding_is_marked(rng):

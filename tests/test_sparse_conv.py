@@ -19,6 +19,8 @@ from e3dsnn_jax.kernel_map import (
     pack_pairs,
 )
 from e3dsnn_jax.kernel_pairs import strided_pairs, submanifold_pairs
+from e3dsnn_jax.kernel_runs import add_runs
+from e3dsnn_jax.run_executor import RUNS
 from e3dsnn_jax.sparse_conv import sparse_conv
 from tests import oracles
 from tests.clouds_of_voxels import hard_coords, random_coords
@@ -34,21 +36,31 @@ STRIDED = [
     make_kernel(3, stride=2, padding=1),
     make_kernel((3, 1, 1), stride=(2, 1, 1)),
 ]
-EXECUTORS = {"blocks": BLOCKS, "gathered": GATHERED, "batched": BATCHED}
+EXECUTORS = {
+    "blocks": BLOCKS,
+    "gathered": GATHERED,
+    "batched": BATCHED,
+    "runs": RUNS,
+}
 # Every kernel with the executor of this machine; the others read the same maps.
 SUBMANIFOLD_CASES = [("blocks", kernel) for kernel in SUBMANIFOLD]
-SUBMANIFOLD_CASES += [(name, SUBMANIFOLD[1]) for name in ("gathered", "batched")]
+OTHERS = ("gathered", "batched", "runs")
+SUBMANIFOLD_CASES += [(name, SUBMANIFOLD[1]) for name in OTHERS]
+SUBMANIFOLD_CASES += [("runs", SUBMANIFOLD[0])]
 STRIDED_CASES = [("blocks", kernel) for kernel in STRIDED]
-STRIDED_CASES += [(name, STRIDED[1]) for name in ("gathered", "batched")]
+STRIDED_CASES += [(name, STRIDED[1]) for name in OTHERS]
+STRIDED_CASES += [("runs", STRIDED[0])]
+OPTIONS = {"runs": False}
 
 
 @pytest.fixture(params=EXECUTORS)
 def executor(request, monkeypatch):
     """Runs a test with each executor, whatever the platform would choose."""
     forward, backward = EXECUTORS[request.param]
+    monkeypatch.setitem(OPTIONS, "runs", request.param == "runs")
 
-    def pick(*operands, cpu, default):
-        del default
+    def pick(*operands, cpu, **others):
+        assert ("tpu" in others) == (request.param == "runs")
         keywords = cpu.keywords
         chosen = forward if "num_out" in keywords else backward
         return chosen(*operands, **keywords)
@@ -59,13 +71,16 @@ def executor(request, monkeypatch):
 
 def pack(pairs, num_in, num_out, *, size=16, spare=2) -> KernelMap:
     blocks = blocks_needed(pairs, pairs_per_block=size) + spare
-    return pack_pairs(
+    packed = pack_pairs(
         pairs,
         num_in=num_in,
         num_out=num_out,
         pairs_per_block=size,
         blocks_capacity=blocks,
     )
+    if not OPTIONS["runs"]:
+        return packed
+    return add_runs(packed, num_offsets=len(pairs.counts), submanifold=False)
 
 
 def padded(rng, rows, capacity, channels):
@@ -188,6 +203,32 @@ def test_an_accelerator_adds_in_order_where_that_is_asked_for(rng, deterministic
     step = jax.jit(jax.grad(loss, argnums=(0, 1)))
     exported = export.export(step, platforms=("cuda",))(features, weights)
     assert has_float_scatter_add(exported.mlir_module()) != deterministic
+
+
+def test_a_tpu_follows_the_runs_of_a_map_and_others_its_pairs(rng):
+    features, weights, kernel_map = make_case(rng)
+    with_runs = add_runs(kernel_map, num_offsets=27, submanifold=True)
+    step = jax.jit(
+        jax.grad(
+            lambda x, w, pairs: sparse_conv(x, w, pairs, num_out=len(features)).sum(),
+            argnums=(0, 1),
+        )
+    )
+    for platform, carried, scatters in (
+        ("tpu", with_runs, False),
+        ("tpu", kernel_map, True),
+        ("cuda", with_runs, True),
+    ):
+        exported = export.export(step, platforms=(platform,))(
+            features, weights, carried
+        )
+        assert ("stablehlo.scatter" in exported.mlir_module()) == scatters
+    for plain, other in zip(
+        step(features, weights, kernel_map),
+        step(features, weights, with_runs),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(plain, other)
 
 
 @pytest.mark.parametrize("value", [200.0, np.inf, -np.inf])

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from e3dsnn_jax.backbone import Architecture
+from e3dsnn_jax.capacity import LevelCapacity, MapCapacity
 from e3dsnn_jax.classifier import Classifier
 from e3dsnn_jax.data.loader import ShapeBatch
 from e3dsnn_jax.layers import Compute
-from e3dsnn_jax.pyramid import LevelCapacity, MapCapacity, build_pyramid
+from e3dsnn_jax.pyramid import build_pyramid
 from e3dsnn_jax.spike import Neuron
 from e3dsnn_jax.training.compilations import programs_compiled
 from e3dsnn_jax.training.memory import step_memory

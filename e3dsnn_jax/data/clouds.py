@@ -142,15 +142,11 @@ def labels_of(dataset: ShapeDataset) -> Int[np.ndarray, " clouds"]:
     return np.asarray(labels, np.int32)
 
 
-def voxels_of(
-    dataset: ShapeDataset, voxel_size: float
-) -> Int[np.ndarray, " clouds"] | None:
-    """Voxels of each cloud where the dataset knows them for this edge, else None."""
+def voxels_of(dataset: ShapeDataset) -> Int[np.ndarray, " clouds"] | None:
+    """Voxels of each cloud, of some edge, where the dataset knows them; else None."""
     if isinstance(dataset, CloudSubset):
-        whole = voxels_of(dataset.dataset, voxel_size)
+        whole = voxels_of(dataset.dataset)
         return None if whole is None else whole[list(dataset.indices)]
-    if getattr(dataset, "voxel_size", None) != voxel_size:
-        return None
     return getattr(dataset, "voxels", None)
 
 

@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32
 
+from e3dsnn_jax.capacity import Capacity
 from e3dsnn_jax.data.augment import Augment, augment, normalize
 from e3dsnn_jax.data.clouds import PointCloud, ShapeDataset, check_cloud
 from e3dsnn_jax.data.read_ahead import read_ahead
+from e3dsnn_jax.kernel_runs import add_runs_to_levels
 from e3dsnn_jax.pyramid import (
-    Capacity,
     Level,
     LevelPairs,
     capacity_of,
@@ -63,13 +64,20 @@ class BatchLayout:
     """Edge of a voxel in units of the normalised cloud (its radius is 1)."""
     normals: bool = True
     """Whether normals follow the coordinates in the features."""
+    accumulate: int = 1
+    """Parts of a batch that the devices share one after the other; the leading axis of
+    a batch is then devices * accumulate, the parts of a device beside each other."""
+    runs: bool = False
+    """Whether kernel maps have their `runs`, which a TPU reads and others do not."""
 
     def __post_init__(self):
         """Raises ValueError if the devices cannot share the batch equally."""
-        if self.batch_size < 1 or self.batch_size % max(self.num_devices, 1):
+        parts = max(self.num_devices, 1) * max(self.accumulate, 1)
+        if self.batch_size < 1 or self.batch_size % parts:
             raise ValueError(
                 f"batch_size={self.batch_size} cannot be shared equally by "
-                f"num_devices={self.num_devices}; make it a multiple"
+                f"num_devices={self.num_devices} times accumulate={self.accumulate}; "
+                "make it a multiple"
             )
 
     @property
@@ -176,14 +184,14 @@ class BatchSource:
         shards = self.shards(step)
         for capacity in self.capacities:
             if all(fits(levels, capacity) for levels in shards.levels):
-                return _pack(shards, capacity, self.layout.channels)
+                return _pack(shards, capacity, self.layout)
         return self._pack_too_large(shards)
 
     def padded(self, step: int, choice: int) -> ShapeBatch:
         """Batch number `step`, padded to the capacity of that number."""
         shards, capacity = self.shards(step), self.capacities[choice]
         if all(fits(levels, capacity) for levels in shards.levels):
-            return _pack(shards, capacity, self.layout.channels)
+            return _pack(shards, capacity, self.layout)
         return self._pack_too_large(shards)
 
     def choice_of(self, batch: ShapeBatch) -> int:
@@ -202,30 +210,43 @@ class BatchSource:
         chosen: list[int] = order[within * size : (within + 1) * size].tolist()
         if self.share is None:
             made = {index: self._make(index, epoch) for index in chosen}
-            hands = deal([len(made[index][0].coords) for index in chosen], devices)
+            sizes = {index: len(made[index][0].coords) for index in chosen}
+            hands = self._deal(chosen, sizes, range(devices))
         else:
-            sizes: list[int] = self.share.voxels[chosen].tolist()
-            dealt = deal(sizes, devices)
-            hands = [dealt[device] for device in self.share.devices]
-            made = {
-                chosen[member]: self._make(chosen[member], epoch)
-                for hand in hands
-                for member in hand
-            }
+            sizes = {index: int(self.share.voxels[index]) for index in chosen}
+            hands = self._deal(chosen, sizes, self.share.devices)
+            made = {index: self._make(index, epoch) for hand in hands for index in hand}
         features, levels = [], []
-        labels = np.full((len(hands), size // devices), -1, np.int32)
+        slots = size // (devices * self.layout.accumulate)
+        labels = np.full((len(hands), slots), -1, np.int32)
         indices = labels.copy()
-        for device, members in enumerate(hands):
+        for number, hand in enumerate(hands):
             coords = np.zeros((0, 4), np.int32)
             rows = np.zeros((0, self.layout.channels), np.float32)
-            mine = [chosen[member] for member in members]
-            if mine:
-                coords, rows = join_clouds([made[index][0] for index in mine])
-            indices[device, : len(mine)] = mine
-            labels[device, : len(mine)] = [made[index][1] for index in mine]
+            if hand:
+                coords, rows = join_clouds([made[index][0] for index in hand])
+            indices[number, : len(hand)] = hand
+            labels[number, : len(hand)] = [made[index][1] for index in hand]
             features.append(rows)
             levels.append(find_levels(coords, num_levels=self.layout.num_levels))
         return _Shards(features, levels, labels, indices)
+
+    def _deal(
+        self, chosen: list[int], sizes: dict[int, int], devices: range
+    ) -> list[list[int]]:
+        """The clouds of each hand of some devices: one for each part of the batch.
+
+        A part holds the same clouds whatever the number of devices, since BatchNorm
+        normalises each part by itself.
+        """
+        parts = self.layout.accumulate
+        length = self.layout.batch_size // parts
+        dealt = []
+        for part in range(parts):
+            members = chosen[part * length : (part + 1) * length]
+            hands = deal([sizes[index] for index in members], self.layout.num_devices)
+            dealt.append([[members[m] for m in hand] for hand in hands])
+        return [dealt[part][device] for device in devices for part in range(parts)]
 
     def _make(self, index: int, epoch: int) -> tuple[VoxelCloud, int]:
         """A cloud's voxels in an epoch, and its label."""
@@ -242,12 +263,13 @@ class BatchSource:
     def _pack_too_large(self, shards: _Shards) -> ShapeBatch:
         capacity = self.capacities[-1]
         if self.share is None:
-            return _pack(shards, capacity, self.layout.channels)  # which raises
+            return _pack(shards, capacity, self.layout)  # which raises
         rows = np.zeros((capacity[0].voxels, self.layout.channels), np.float32)
         return _stack(
             [mark_overflow(found, capacity) for found in shards.levels],
             [rows] * len(shards.levels),
             shards,
+            self.layout,
         )
 
 
@@ -264,15 +286,20 @@ def deal(sizes: list[int], num_hands: int) -> list[list[int]]:
     return [sorted(hand) for hand in hands]
 
 
-def _pack(shards: _Shards, capacity: Capacity, channels: int) -> ShapeBatch:
+def _pack(shards: _Shards, capacity: Capacity, layout: BatchLayout) -> ShapeBatch:
     levels = [pack_levels(found, capacity) for found in shards.levels]
     features = [pad_features(rows, rows=capacity[0].voxels) for rows in shards.features]
-    return _stack(levels, features, shards)
+    return _stack(levels, features, shards, layout)
 
 
 def _stack(
-    levels: list[tuple[Level, ...]], features: list[np.ndarray], shards: _Shards
+    levels: list[tuple[Level, ...]],
+    features: list[np.ndarray],
+    shards: _Shards,
+    layout: BatchLayout,
 ) -> ShapeBatch:
+    if layout.runs:
+        levels = [add_runs_to_levels(each) for each in levels]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *levels)
     return ShapeBatch(np.stack(features), stacked, shards.labels, shards.indices)
 

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from e3dsnn_jax.capacity import Capacity, LevelCounts, fit_counts
 from e3dsnn_jax.data.augment import normalize
 from e3dsnn_jax.data.clouds import ShapeDataset, voxels_of
 from e3dsnn_jax.data.loader import BatchSource
-from e3dsnn_jax.pyramid import Capacity, LevelCounts, count_levels, fit_counts
+from e3dsnn_jax.pyramid import count_levels
 from e3dsnn_jax.voxels import voxelize
 
 Counts = tuple[LevelCounts, ...]
@@ -62,9 +63,10 @@ def expected_voxels(
     parts: int = 1,
     gather: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Int[np.ndarray, " clouds"]:
-    """Voxels that each cloud has when it is not augmented.
+    """Voxels that each cloud has when it is not augmented, to deal clouds evenly.
 
-    Packed records know theirs; of other datasets every cloud is read once.
+    Packed records know theirs, of the edge that they were packed with, whose order of
+    sizes serves as well; of other datasets every cloud is read once.
 
     Args:
       dataset: The clouds.
@@ -73,7 +75,7 @@ def expected_voxels(
       parts: Number of processes.
       gather: Joins the arrays of all processes, one after the other.
     """
-    known = voxels_of(dataset, voxel_size)
+    known = voxels_of(dataset)
     if known is not None:
         return known
     rows = -(-len(dataset) // parts)

@@ -7,6 +7,8 @@ from typing import TypeVar
 import grain
 from absl import flags
 
+from e3dsnn_jax.orphans import end_with_parent
+
 Item = TypeVar("Item")
 
 
@@ -40,11 +42,12 @@ def read_ahead(
         options = grain.MultiprocessingOptions(
             num_workers=workers, per_worker_buffer_size=-(-max(prefetch, 1) // workers)
         )
-        items = items.mp_prefetch(options, worker_init_fn=_leave_ctrl_c_to_the_parent)
+        items = items.mp_prefetch(options, worker_init_fn=_belong_to_the_parent)
     yield from items
 
 
-def _leave_ctrl_c_to_the_parent(worker: int, num_workers: int) -> None:
+def _belong_to_the_parent(worker: int, num_workers: int) -> None:
     """Ctrl-C reaches every process of the terminal; the parent ends its workers."""
     del worker, num_workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()

@@ -85,21 +85,25 @@ class Checkpoints:
         """
         with naming(self._run / BEST):
             self._writer(BEST).wait_until_finished()
-            if told_by_first(lambda: self._best_is(accuracy)):
+            if told_by_first(lambda: self._best_is(accuracy, step)):
                 return False
             self._writer(BEST).reload()
             meta = {"accuracy": accuracy}
             _save(self._writer(BEST), step, {"model": variables}, meta)
         return True
 
-    def _best_is(self, accuracy: float) -> bool:
-        """Whether a readable checkpoint is at least as good; sets others aside."""
+    def _best_is(self, accuracy: float, step: int) -> bool:
+        """Whether a readable checkpoint is at least as good; sets others aside.
+
+        One of the same step holds the same variables, whatever rounding has made of
+        their accuracy since.
+        """
         folder = self._run / BEST
         for kept in _steps(folder):
             try:
                 with _manager(folder, keep=None) as reader:
                     _, meta = _load(reader, kept, {})
-                if meta["accuracy"] >= accuracy:
+                if meta["accuracy"] >= accuracy or kept == step:
                     return True
             except Exception as error:
                 _report(kept, folder, error, "is set aside")

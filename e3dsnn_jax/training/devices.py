@@ -63,4 +63,6 @@ def choose_devices(batch_size: int, devices: int | None = None) -> int:
     if devices is not None:
         return devices
     share = batch_size // processes
-    return processes * largest_divisor(share, at_most=jax.local_device_count())
+    # Hosts may differ; every process counts those of all.
+    fewest = min(len(jax.local_devices(process)) for process in range(processes))
+    return processes * largest_divisor(share, at_most=fewest)

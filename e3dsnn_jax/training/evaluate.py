@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
@@ -275,6 +276,7 @@ def evaluate_network(
         num_levels=network.model.architecture.num_levels,
         voxel_size=network.data.voxel_size,
         normals=network.data.normals,
+        runs=jax.default_backend() == "tpu",
     )
     mesh = make_mesh(devices)
     return evaluate(

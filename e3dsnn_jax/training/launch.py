@@ -1,5 +1,6 @@
 """Starting the processes of a run on this machine, for trial: `--processes N`."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -8,9 +9,10 @@ import sys
 import time
 from collections.abc import Sequence
 
+from e3dsnn_jax.orphans import WITH_PARENT
 from e3dsnn_jax.training.config import TrainCommand
 from e3dsnn_jax.training.devices import largest_divisor, num_cores
-from e3dsnn_jax.training.processes import find_launch
+from e3dsnn_jax.training.processes import LOST, find_launch
 
 GRACE_SECONDS = 10
 """What the others get to end by themselves, once a process has ended with an error."""
@@ -88,7 +90,11 @@ def launch(
     environ = os.environ | {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": str(processes),
+        WITH_PARENT: "1",
     }
+    # Processes that share a GPU would each take its memory; who has several GPUs trains
+    # in one process on all of them.
+    environ.setdefault("JAX_PLATFORMS", "cpu")
     environ.setdefault("JAX_NUM_CPU_DEVICES", str(own_devices))
     started: list[subprocess.Popen] = []
     asked = _pass_on_signals(started)
@@ -106,7 +112,8 @@ def launch(
     finally:
         # All before any is waited for: one that outlives process 0 complains of it.
         for process in reversed(started):
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with its workers
         for process in started:
             process.wait()
 
@@ -129,37 +136,46 @@ def _pass_on_signals(started: list[subprocess.Popen]) -> list[int]:
             if process.poll() is None:
                 process.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, hand_on)
     return received
 
 
+# How processes end because another one has: they notice, or JAX ends them.
+_CONSEQUENCES = (LOST, -signal.SIGABRT)
+
+
 def _watch(started: list[subprocess.Popen], asked: list[int]) -> None:
     """Returns when all have ended well; raises when one has not."""
-    while True:
-        codes = [process.poll() for process in started]
-        ended = [number for number, code in enumerate(codes) if code]
-        if ended:
-            break
-        if all(code == 0 for code in codes):
+
+    def codes() -> list[int | None]:
+        return [process.poll() for process in started]
+
+    def causes() -> list[int]:
+        return [n for n, code in enumerate(codes()) if code not in (None, 0)]
+
+    while not causes():
+        if all(code == 0 for code in codes()):
             return
         time.sleep(0.1)
-    # One that was killed leaves the others hanging; after an error they know by now.
-    # Those that noticed the loss abort; the first to go did not.
-    first = min(ended, key=lambda number: codes[number] == -signal.SIGABRT)
-    code = codes[first] or 0
-    deadline = time.monotonic() + (GRACE_SECONDS if code > 0 else 1)
-    while time.monotonic() < deadline and None in [p.poll() for p in started]:
+    # The cause of it all may be seen later than what it led to, and those that meet the
+    # same error by themselves need a moment. One that was killed leaves others hanging.
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline and None in codes():
+        if any((codes()[number] or 0) < 0 for number in causes()):
+            deadline = min(deadline, time.monotonic() + 2)
         time.sleep(0.1)
+    ended = codes()
+    first = min(causes(), key=lambda number: ended[number] in _CONSEQUENCES)
+    code = ended[first] or 0
     error = LaunchError(
         f"process {first} of {len(started)} (pid {started[first].pid}) "
         f"{_describe_end(code)}. The others were ended. The same command resumes from "
         "the last checkpoint"
     )
-    codes = [process.poll() for process in started]
-    if asked or all(each == code for each in codes):
+    if asked or all(each == code for each in ended):
         # All ended in the same way, and process 0 has said why.
-        error = LaunchError(f"All {len(started)} processes {_describe_end(code)}.")
+        error = LaunchError(f"Each of {len(started)} processes {_describe_end(code)}.")
         error.exit_code = code if code > 0 else 128 - code
     raise error
 

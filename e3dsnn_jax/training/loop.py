@@ -16,9 +16,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from e3dsnn_jax.capacity import CapacityError
 from e3dsnn_jax.data.clouds import labels_of
 from e3dsnn_jax.data.loader import ShapeBatch
-from e3dsnn_jax.pyramid import CapacityError, Level
+from e3dsnn_jax.pyramid import Level
 from e3dsnn_jax.training.checkpoints import Checkpoints, Position
 from e3dsnn_jax.training.compilations import programs_compiled
 from e3dsnn_jax.training.config import TrainConfig, check_config
@@ -34,6 +35,7 @@ from e3dsnn_jax.training.processes import (
     join_processes,
     say,
     told_by_first,
+    wait_for_all,
     waiting_for_the_roll_call,
 )
 from e3dsnn_jax.training.roll_call import roll_call
@@ -93,6 +95,8 @@ def train(config: TrainConfig) -> TrainResult:
         if is_first():
             write_evaluation(run, evaluation, step=total)
             _draw_curves(run)
+        # Those that leave first wait for the others, but not for as long as it takes.
+        wait_for_all("the end")
     return TrainResult(
         run=run,
         step=total,
@@ -228,7 +232,8 @@ class _Run:
         except CapacityError as error:
             raise self._too_large(f"a batch after step {step}", error) from error
         except Exception:
-            if not self.stop:  # else a worker was ended by the same Ctrl-C
+            # A worker may have been ended by the same Ctrl-C.
+            if not self.stop or jax.process_count() > 1:
                 raise
 
     def _too_large(self, what: str, error: CapacityError) -> TrainingError:
@@ -332,6 +337,8 @@ class _Run:
 
     def _interrupted(self, step: int) -> Interrupted:
         run = self.setup.config.run
+        if not is_first():
+            return Interrupted("", signal_number=self.stop.signal_number or 2)
         return Interrupted(
             f"Stopped at step {step} of {self.setup.total}; the state is saved in "
             f"{run}. Run the same command again to resume.",

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int32
 
-from e3dsnn_jax.pyramid import CapacityError, Level
+from e3dsnn_jax.capacity import CapacityError
+from e3dsnn_jax.pyramid import Level
 
 
 def capacity_needed(levels: tuple[Level, ...]) -> Int32[Array, "levels 3"]:

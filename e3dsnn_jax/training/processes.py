@@ -1,9 +1,10 @@
 """Several processes as one run: how they find each other, and what they exchange.
 
 Every process runs the same program on its own devices. Launchers (Slurm, Open MPI,
-MPICH, torchrun, TPU pods, Kubernetes) tell a process its number through environment
-variables; `join_processes` reads them and hands over to `jax.distributed`. The
-functions below it work alike in a run of one process, where they return what they got.
+MPICH, torchrun, Kubeflow, GKE's TPU pods) tell a process its number through environment
+variables; `join_processes` reads them and hands over to `jax.distributed`. With
+JAX_COORDINATOR_ADDRESS=auto JAX finds the others by itself (Cloud TPU). The functions
+below it work alike in a run of one process, where they return what they got.
 """
 
 import json
@@ -22,20 +23,38 @@ from jaxtyping import UInt8
 HEARTBEAT_SECONDS = 20
 """A process that is not heard of for so long is taken for dead; the others end then."""
 
+LOST = 76
+"""Exit code of a process that ends because another one has."""
+
 _FIND_SECONDS = 300
-# Number of this process, of all, and of this one on its host; whose variables they are.
+
+
+class _Variables(NamedTuple):
+    """The environment variables by which a launcher speaks."""
+
+    launcher: str
+    process: str
+    processes: str
+    local_process: str | None = None
+    """Number of this process among those of its host."""
+    local_processes: str | None = None
+
+
 _LAUNCHERS = (
-    ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES", None, "JAX"),
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK", "torchrun"),
-    (
+    _Variables("JAX", "JAX_PROCESS_ID", "JAX_NUM_PROCESSES"),
+    _Variables("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    _Variables(
+        "Open MPI",
         "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_SIZE",
         "OMPI_COMM_WORLD_LOCAL_RANK",
-        "Open MPI",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPICH"),
-    # Of a step that srun started: a batch script alone has SLURM_NTASKS too.
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "Slurm"),
+    # Of a step that srun started: a batch script alone has SLURM_NTASKS too. Before
+    # MPICH, whose variables srun may set as well.
+    _Variables("Slurm", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    _Variables("MPICH", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    _Variables("Kubeflow", "PROCESS_ID", "NUM_PROCESSES"),
 )
 
 Tree = TypeVar("Tree")
@@ -43,6 +62,8 @@ Tree = TypeVar("Tree")
 
 class ProcessError(RuntimeError):
     """Another process of the run has failed or is gone; the message says which."""
+
+    exit_code = LOST
 
 
 class Launch(NamedTuple):
@@ -64,48 +85,69 @@ def find_launch(environ: Mapping[str, str]) -> Launch | None:
     Raises:
       ValueError: If the variables contradict each other, or nobody names process 0.
     """
-    coordinator = environ.get("JAX_COORDINATOR_ADDRESS")
-    if coordinator is None and "MASTER_ADDR" in environ:
-        coordinator = f"{environ['MASTER_ADDR']}:{environ.get('MASTER_PORT', '29500')}"
-    for rank, size, local, launcher in _LAUNCHERS:
-        if rank not in environ or size not in environ:
+    named = environ.get("JAX_COORDINATOR_ADDRESS")
+    if named == "auto":
+        return Launch("JAX", None, None, None, None)
+    for names in _LAUNCHERS:
+        if names.process not in environ or names.processes not in environ:
             continue
-        try:
-            process, processes = int(environ[rank]), int(environ[size])
-        except ValueError:
-            raise ValueError(
-                f"{rank}={environ[rank]!r} and {size}={environ[size]!r} must be numbers"
-            ) from None
+        process = _read_number(environ, names.process)
+        processes = _read_number(environ, names.processes)
         if not 0 <= process < processes:
             raise ValueError(
-                f"{rank}={process} must be at least 0 and below {size}={processes}"
+                f"{names.process}={process} must be at least 0 and below "
+                f"{names.processes}={processes}"
             )
         if processes == 1:
             return None
-        if coordinator is None and launcher != "Slurm":  # Slurm lists the hosts
+        coordinator = named or _coordinator_of(names.launcher, environ)
+        if coordinator is None and names.launcher != "Slurm":  # Slurm lists the hosts
             raise ValueError(
-                f"{size}={processes}, but no variable tells where process 0 is: set "
-                "JAX_COORDINATOR_ADDRESS=HOST:PORT, the same for all processes, or "
-                f"unset {size} to train in one process"
+                f"{names.processes}={processes}, but no variable tells where process 0 "
+                "is: set JAX_COORDINATOR_ADDRESS=HOST:PORT, the same for all of them, "
+                f"or unset {names.processes} to train in one process"
             )
-        device = None if local is None else environ.get(local)
-        return Launch(
-            launcher,
-            process,
-            processes,
-            coordinator,
-            None if device is None else int(device),
-        )
-    if coordinator is not None:
-        sizes = " or ".join(f"{rank} and {size}" for rank, size, *_ in _LAUNCHERS[:2])
+        device = _find_device(names, environ)
+        return Launch(names.launcher, process, processes, coordinator, device)
+    if named is not None:
         raise ValueError(
-            f"process 0 is at {coordinator}, but the number of this process and of all "
-            f"are not told: set {sizes}"
+            f"process 0 is at {named}, but the number of this process and of all are "
+            "not told: set JAX_PROCESS_ID and JAX_NUM_PROCESSES"
         )
     hosts = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES")
     if hosts and "," in hosts:
         return Launch("a TPU pod", None, None, None, None)
     return None
+
+
+def _read_number(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError:
+        raise ValueError(f"{name}={environ[name]!r} must be a number") from None
+
+
+def _coordinator_of(launcher: str, environ: Mapping[str, str]) -> str | None:
+    if launcher == "Kubeflow":
+        return environ.get("COORDINATOR_ADDRESS")
+    if launcher == "torchrun" and "MASTER_ADDR" in environ:
+        # torchrun itself listens on MASTER_PORT.
+        port = _read_number({"MASTER_PORT": "29500", **environ}, "MASTER_PORT")
+        return f"{environ['MASTER_ADDR']}:{port + 1}"
+    return None
+
+
+def _find_device(names: _Variables, environ: Mapping[str, str]) -> int | None:
+    """The GPU of a process that shares its host with others; None: all it can see."""
+    if names.local_process is None or names.local_processes is None:
+        return None
+    if names.local_process not in environ or names.local_processes not in environ:
+        return None
+    alone = _read_number(environ, names.local_processes) == 1
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "all, of several").split(",")
+    if alone or len(visible) == 1:
+        return None
+    return _read_number(environ, names.local_process)
 
 
 def join_processes(environ: Mapping[str, str] = os.environ) -> str | None:

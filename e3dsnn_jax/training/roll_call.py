@@ -18,7 +18,8 @@ from typing import Any
 
 import jax
 
-from e3dsnn_jax.training.processes import told_by_first
+from e3dsnn_jax.orphans import end_at_once
+from e3dsnn_jax.training.processes import LOST, told_by_first
 
 GRACE_SECONDS = 5
 """How long a process may go on after another failed, to fail in the same way itself."""
@@ -31,7 +32,7 @@ _BYE = {"kind": "bye"}
 def roll_call(coordinator: str | None = None) -> Iterator[None]:
     """Watches over all processes of the run until the block ends; every process enters.
 
-    Ends this process at once, with exit code 1 and a message on stderr that names the
+    Ends this process at once, with exit code 76 and a message on stderr that names the
     other, when another dies, and within 5 seconds when another leaves the block with
     an exception. Does nothing in a run of one process.
 
@@ -58,6 +59,7 @@ def roll_call(coordinator: str | None = None) -> Iterator[None]:
 
 def _introduction() -> dict[str, Any]:
     return {
+        "kind": "here",
         "process": jax.process_index(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -91,7 +93,7 @@ def _end(who: dict[str, Any], message: dict[str, Any], left: threading.Event) ->
         file=sys.stderr,
         flush=True,
     )
-    os._exit(1)
+    end_at_once(LOST)
 
 
 class _Server:
@@ -100,30 +102,55 @@ class _Server:
     def __init__(self):
         self._listener = socket.create_server(("", 0))
         self.port = self._listener.getsockname()[1]
-        self._readers: dict[socket.socket, tuple[dict[str, Any], Any]] = {}
+        self._known: dict[socket.socket, dict[str, Any]] = {}
         self._left = threading.Event()
 
     def watch(self) -> None:
-        """Reads what the others send, until this process leaves."""
-        selector = selectors.DefaultSelector()
-        self._listener.settimeout(_CONNECT_SECONDS)
-        with suppress(OSError):  # who cannot connect is left to JAX's watch
-            while len(self._readers) < jax.process_count() - 1:
-                connection, _ = self._listener.accept()
-                reader = connection.makefile("r")
-                who = json.loads(reader.readline())
-                self._readers[connection] = who, reader
-                selector.register(connection, selectors.EVENT_READ)
-        while selector.get_map():
-            for key, _ in selector.select():
-                connection: Any = key.fileobj
-                who, reader = self._readers[connection]
-                line = _read_line(reader)
-                selector.unregister(connection)
-                message = json.loads(line) if line else {"kind": "gone"}
-                if message["kind"] != "bye" and not self._left.is_set():
-                    self._tell({**message, "who": who})
-                    _end(who, message, self._left)
+        """Reads what the others send, for as long as this process lives."""
+        unread: dict[socket.socket, bytes] = {}
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    connection: Any = key.fileobj
+                    if connection is self._listener:
+                        accepted, _ = self._listener.accept()
+                        selector.register(accepted, selectors.EVENT_READ)
+                        unread[accepted] = b""
+                        continue
+                    data = _receive(connection)
+                    *lines, unread[connection] = (unread[connection] + data).split(
+                        b"\n"
+                    )
+                    said = [self._hear(connection, line) for line in lines]
+                    if not data or "bye" in said:
+                        selector.unregister(connection)
+                        if "bye" not in said:
+                            self._lose(connection)
+
+    def _hear(self, connection: socket.socket, line: bytes) -> str:
+        """Takes in one line, and returns what kind it is."""
+        try:
+            message = json.loads(line)
+            kind = message["kind"]
+        except (ValueError, LookupError, TypeError):
+            return "nothing"  # a stranger, such as one who looks for open ports
+        if kind == "here":
+            self._known[connection] = message
+        elif kind == "failed" and connection in self._known:
+            self._pass_on(connection, message)
+            return "bye"
+        return kind
+
+    def _lose(self, connection: socket.socket) -> None:
+        if connection in self._known:
+            self._pass_on(connection, {"kind": "gone"})
+
+    def _pass_on(self, connection: socket.socket, message: dict[str, Any]) -> None:
+        if not self._left.is_set():
+            who = self._known[connection]
+            self._tell({**message, "who": who})
+            _end(who, message, self._left)
 
     def leave(self, message: dict[str, Any]) -> None:
         """Tells all others how this process leaves the run."""
@@ -131,7 +158,7 @@ class _Server:
         self._tell({**message, "who": _introduction()})
 
     def _tell(self, message: dict[str, Any]) -> None:
-        for connection in self._readers:
+        for connection in list(self._known):
             _send(connection, message)
 
 
@@ -173,6 +200,14 @@ def _read_line(reader: Any) -> str:
         return reader.readline()
     except OSError:
         return ""
+
+
+def _receive(connection: socket.socket) -> bytes:
+    """What has been sent; empty when the connection is closed."""
+    try:
+        return connection.recv(4096)
+    except OSError:
+        return b""
 
 
 def _connect(hosts: list[str], port: int) -> tuple[socket.socket | None, str]:

@@ -64,13 +64,14 @@ def make_setup(config: TrainConfig, data: RunData) -> tuple[RunSetup, TrainState
     devices = choose_devices(at_once, config.devices)
     mesh = make_mesh(devices)
     architecture = config.model.resolve_architecture(normals=config.data.normals)
-    # What each device works through one after the other is laid out as devices.
     layout = BatchLayout(
         batch_size=recipe.batch_size,
-        num_devices=devices * recipe.accumulate,
+        num_devices=devices,
+        accumulate=recipe.accumulate,
         num_levels=architecture.num_levels,
         voxel_size=config.data.voxel_size,
         normals=config.data.normals,
+        runs=jax.default_backend() == "tpu",
     )
     source = BatchSource(
         data.train,
@@ -113,7 +114,7 @@ def make_setup(config: TrainConfig, data: RunData) -> tuple[RunSetup, TrainState
         ema_decay=recipe.ema_decay,
         accumulate=recipe.accumulate,
     )
-    whole = dataclasses.replace(layout, batch_size=at_once, num_devices=devices)
+    whole = dataclasses.replace(layout, batch_size=at_once, accumulate=1)
     evaluation = make_evaluation_source(
         data.evaluation,
         whole,

@@ -98,6 +98,11 @@ def make_mesh(devices: int | None = None) -> Mesh:
         for process in range(processes)
         for device in jax.local_devices(process)[: count // processes]
     ]
+    if len(chosen) != count:
+        raise ValueError(
+            f"devices={count} asks for {count // processes} of each of {processes} "
+            f"processes, but one of them has fewer: {len(chosen)} were found"
+        )
     return Mesh(np.array(chosen), (DEVICES,))
 
 

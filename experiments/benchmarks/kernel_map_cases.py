@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from e3dsnn_jax.backbone import VARIANTS
+from e3dsnn_jax.capacity import MapCapacity
 from e3dsnn_jax.kernel_map import (
     Kernel,
     KernelMap,
@@ -27,14 +28,7 @@ from e3dsnn_jax.kernel_map_device import (
     build_submanifold_map,
 )
 from e3dsnn_jax.kernel_pairs import strided_pairs, submanifold_pairs
-from e3dsnn_jax.pyramid import (
-    DOWN,
-    SUBMANIFOLD,
-    MapCapacity,
-    find_levels,
-    fit_capacity,
-    pack_levels,
-)
+from e3dsnn_jax.pyramid import DOWN, SUBMANIFOLD, find_levels, fit_capacity, pack_levels
 from experiments.benchmarks.timing import Cases
 
 NUM_LEVELS = VARIANTS["T"].num_levels

@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Float
 
 from e3dsnn_jax.backbone import VARIANTS, Architecture
+from e3dsnn_jax.capacity import Capacity
 from e3dsnn_jax.classifier import Classifier
 from e3dsnn_jax.data.clouds import PointCloud
 from e3dsnn_jax.data.loader import voxelize_cloud
-from e3dsnn_jax.pyramid import Capacity, find_levels, fit_capacity, fits, pack_levels
+from e3dsnn_jax.pyramid import find_levels, fit_capacity, fits, pack_levels
 from e3dsnn_jax.voxels import VoxelCloud, join_clouds, pad_features, voxelize
 from experiments.faults.outcomes import (
     SAME,

@@ -1,0 +1,1 @@
+"""Programs for TPUs, compiled ahead of time on a machine without one."""
