@@ -1,4 +1,4 @@
-"""The command line: `e3dsnn train | evaluate | predict | convert | pack`.
+"""The command line: `e3dsnn train | evaluate | energy | predict | convert | pack`.
 
 What a command answers goes to stdout, progress and errors to stderr. Modules are
 imported where they are used, so that help and mistyped options answer at once.
@@ -43,6 +43,27 @@ class EvaluateOptions:
     out: Path | None = None
     """Folder for evaluation.json and the figures. If omitted: the run folder, or for
     other data `evaluation_<data>` in it, or `<weights>_evaluation`."""
+
+
+@dataclass(frozen=True)
+class EnergyOptions:
+    """Counts and prices what a network does: additions, products, memory, energy."""
+
+    source: Positional[Path]
+    """Folder of a training run, or a weights file (.pth or .npz)."""
+    data: Path | None = None
+    """Folder of a data set; that of the run, or the embedded shapes, if omitted."""
+    split: Literal["test", "train"] = "test"
+    """Part of `data` whose clouds are used."""
+    clouds: int | None = 64
+    """Clouds of the split, a fixed random choice; `None` for all of them."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The run's latest checkpoint, or the most accurate one."""
+    voxel_size: float = 0.01
+    """For a weights file: edge of a voxel that the network was trained with."""
+    out: Path | None = None
+    """Folder for energy.json and the figure; the run folder, or `<weights>_energy`, if
+    omitted."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +298,17 @@ def _evaluate(words: Sequence[str]) -> None:
     print(f"Details and figures are in {out}.", file=sys.stderr)
 
 
+def _energy(words: Sequence[str]) -> None:
+    """Count and price the operations of a network on real clouds."""
+    options = _parse(EnergyOptions, "energy", words)
+    from e3dsnn_jax.energy_command import run_energy
+    from e3dsnn_jax.energy_report import format_account
+
+    account, out = run_energy(**vars(options), on_batch=_show_progress)
+    print(format_account(account))
+    print(f"Details and a figure are in {out}.", file=sys.stderr)
+
+
 def _predict(words: Sequence[str]) -> None:
     """Print the most probable classes of a point or mesh file."""
     options = _parse(PredictOptions, "predict", words)
@@ -361,6 +393,7 @@ def _show_progress(done: int, total: int) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
     "evaluate": _evaluate,
+    "energy": _energy,
     "predict": _predict,
     "convert": _convert,
     "pack": _pack,

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from e3dsnn_jax.data.clouds import PointCloud
+from e3dsnn_jax.energy import Account
 from e3dsnn_jax.training.metrics import FiringRate
 from e3dsnn_jax.whole_file import whole_file
 
@@ -97,6 +98,76 @@ def draw_firing(firing: dict[str, FiringRate], path: Path) -> None:
     left.invert_yaxis()
     left.set_xlabel("neurons that fire (% of voxels, steps, channels)")
     right.set_xlabel("mean spike of a neuron")
+    _save(figure, path)
+
+
+def draw_energy(account: Account, path: Path) -> None:
+    """Draws energy and firing rate of each layer, in the order of the network.
+
+    Args:
+      account: What the layers did, with its prices.
+      path: The PNG file to write.
+    """
+    layers, clouds = account.layers, account.clouds
+    names = [layer.shape.name for layer in layers]
+    rows = np.arange(len(layers))
+    figure = _figure(11.0, 1.9 + 0.3 * len(layers))
+    left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=(3, 3, 2))
+    parts = [layer.energy(account.prices) for layer in layers]
+    compute = np.array([part["compute"] for part in parts]) / clouds / 1e3
+    real = np.array([not layer.shape.takes_spikes for layer in layers])
+    for mask, colour, label in (
+        (real, _ORANGE, "products (real-valued input)"),
+        (~real, _BLUE, "additions (spikes)"),
+    ):
+        values = np.where(mask, compute, 0)
+        left.barh(rows, values, color=colour, label=label)
+    for row, value in enumerate(compute):
+        left.annotate(
+            f"{float(f'{value:.3g}'):g}",
+            (value, row),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    left.margins(x=0.15)
+    left.set_xlabel("computation (nJ a cloud)")
+    start = np.zeros(len(layers))
+    for name, part_names, colour in (
+        ("computation", ("compute",), _BLUE),
+        ("neurons, BatchNorm", ("updates",), "#7fb2e5"),
+        ("weights", ("weights",), _ORANGE),
+        ("membranes, sums", ("state",), "#f0b27a"),
+        ("spikes, addresses", ("spikes", "addressing"), _GREY),
+    ):
+        values = np.array([sum(part[key] for key in part_names) for part in parts])
+        values = values / clouds / 1e6
+        middle.barh(rows, values, left=start, color=colour, label=name)
+        start = start + values
+    middle.set_xlabel("with memory, no reuse (µJ a cloud)")
+    rates = [100 * layer.firing_rate for layer in layers]
+    bars = right.barh(rows, np.where(real, 0, rates), color=_BLUE)
+    labels = [
+        "real" if is_real else f"{rate:.1f}"
+        for is_real, rate in zip(real, rates, strict=True)
+    ]
+    right.bar_label(bars, labels, padding=3, fontsize=8)
+    right.margins(x=0.2)
+    right.set_xlabel("firing rate (%)")
+    for axes in (left, middle, right):
+        axes.margins(y=0.01)
+        _tidy(axes)
+    for axes in (left, middle):
+        axes.legend(
+            frameon=False,
+            fontsize=8,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=1 if axes is left else 2,
+        )
+    left.set_yticks(rows, names, fontsize=8)
+    left.invert_yaxis()
     _save(figure, path)
 
 

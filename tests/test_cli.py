@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_run import make_data, share_compilations, write_run
 
-from e3dsnn_jax.cli import USER_ERROR, main, report_errors
+from e3dsnn_jax.cli import COMMANDS, USER_ERROR, main, report_errors
 from e3dsnn_jax.data.open import open_dataset
 from e3dsnn_jax.data.shapes import NUM_CLOUDS
 from e3dsnn_jax.interop import read_weights
@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
     assert main(["--help"]) == 0
     told = capsys.readouterr().out
-    for command in ("train", "evaluate", "predict", "convert", "pack"):
+    for command in COMMANDS:
         assert f"\n  {command} " in told
 
 
@@ -42,7 +42,7 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]):
     assert "no command 'fit'" in told.err
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "convert", "pack"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -116,6 +116,74 @@ def test_evaluate_prints_a_table_and_writes_files(
     assert str(run) in told.err
     stored = json.loads((run / "evaluation.json").read_text())
     assert (stored["votes"], stored["clouds"], stored["step"]) == (2, 6, 6)
+
+
+def test_energy_prints_a_table_and_writes_files(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["energy", str(run), "--out", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr()
+    assert "\nstem/unit1" in told.out
+    assert "mean of 6 clouds" in told.out
+    assert f"are in {tmp_path / 'run'}." in told.err
+    stored = json.loads((tmp_path / "run" / "energy.json").read_text())
+    assert (stored["clouds"], stored["step"], stored["source"]) == (6, 6, str(run))
+    assert stored["synaptic_operations"] > 0
+    assert (tmp_path / "run" / "figures" / "energy.png").stat().st_size > 10_000
+    # From a weights file, on half of the clouds.
+    weights = tmp_path / "network.npz"
+    assert main(["convert", str(run), str(weights)]) == 0
+    words = ["energy", str(weights), "--voxel-size", "0.4", "--clouds", "3"]
+    assert main([*words, "--data", str(run.parent / "data")]) == 0
+    stored = json.loads((tmp_path / "network_energy" / "energy.json").read_text())
+    assert (stored["clouds"], stored["step"]) == (3, None)
+    capsys.readouterr()
+    # A voxel so small that coordinates cannot number the cells, as one message.
+    words = ["energy", str(weights), "--voxel-size", "1e-12"]
+    assert main([*words, "--data", str(run.parent / "data")]) == USER_ERROR
+    assert "use a larger voxel_size" in capsys.readouterr().err
+
+
+def test_energy_of_a_network_without_spikes_says_so(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = shutil.copytree(run, tmp_path / "run")
+    config = other / "config.json"
+    config.write_text(config.read_text().replace('"relu": false', '"relu": true'))
+    assert main(["energy", str(other), "--clouds", "2"]) == 0
+    assert "Note: This network does not spike" in capsys.readouterr().out
+    stored = json.loads((other / "energy.json").read_text())
+    assert stored["synaptic_operations"] == 0
+    assert stored["macs"] == stored["equivalent_macs"]
+
+
+def test_energy_of_the_checkpoint_of_another_variant_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = shutil.copytree(run, tmp_path / "run")
+    config = other / "config.json"
+    changed = json.loads(config.read_text())
+    changed["model"]["architecture"]["embed_channels"] = 3
+    config.write_text(json.dumps(changed))
+    assert main(["energy", str(other)]) == USER_ERROR
+    told = capsys.readouterr().err
+    assert "stage0/down/conv/kernel is (8, 2, 2), but the network needs (8, 3" in told
+    assert "another variant" in told
+
+
+def test_energy_of_an_empty_cloud_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data = shutil.copytree(run.parent / "data", tmp_path / "data")
+    with np.load(data / "test_0.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    for name in ("points", "normals"):
+        arrays[name] = arrays[name][:, :0]
+    np.savez(data / "test_0.npz", **arrays)
+    assert main(["energy", str(run), "--data", str(data)]) == USER_ERROR
+    told = capsys.readouterr().err
+    assert "test_0.npz" in told
+    assert "empty" in told
 
 
 def test_weights_go_from_the_run_to_a_file_and_are_evaluated(
@@ -206,6 +274,10 @@ def test_pack_takes_the_embedded_shapes(
         (["evaluate", "{here}/absent"], "there is no such folder"),
         (["evaluate", "--weights", "{here}/absent.pth"], "absent.pth"),
         (["evaluate", "{run}", "--data", "{here}/absent"], "no such folder"),
+        (["energy", "{here}"], "is not the folder of a training run"),
+        (["energy", "{here}/absent.pth"], "absent.pth"),
+        (["energy", "{run}", "--clouds", "0"], "--clouds must be 1 or more, got 0"),
+        (["energy", "{run}", "--data", "{here}/absent"], "no such folder"),
         (["predict", "{run}", "{here}/absent.off"], "absent.off"),
         (["predict", "{run}", "{here}/notes.doc"], "notes.doc"),
         (["predict", "{run}", "{here}/bare.txt"], "bare.txt has no normals"),

@@ -1,0 +1,147 @@
+"""What the account of operations costs: a forward pass with it, and without.
+
+    python -m experiments.account_cost
+    python -m experiments.account_cost --variants T L --small
+
+times a jitted forward pass of a network on one device, the same with every operation
+counted (`operations.count_operations`) and on binary spikes (`spike_driven`), in turns.
+Weights are random, of a size with which every layer fires. The last line of stdout is a
+JSON object: for each network the milliseconds, and the ratios to the plain pass round
+by round, medians and quartiles.
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from e3dsnn_jax.backbone import VARIANTS
+from e3dsnn_jax.classifier import Classifier
+from e3dsnn_jax.cli import report_errors
+from e3dsnn_jax.operations import count_operations
+from e3dsnn_jax.pyramid import build_pyramid
+from e3dsnn_jax.spike_driven import run_binary
+from e3dsnn_jax.training.config import Variant
+from e3dsnn_jax.voxels import join_clouds, pad_features
+from experiments.benchmarks.clouds import surface_clouds
+from experiments.benchmarks.timing import (
+    describe_machine,
+    interleave,
+    is_busy,
+    ratio,
+    spread,
+)
+
+NUM_CLASSES = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class AccountCost:
+    """Times forward passes with and without the account."""
+
+    variants: tuple[Variant, ...] = ("T", "L")
+    """Networks."""
+    clouds: int = 16
+    """Clouds of the batch."""
+    voxels: int = 2048
+    """Voxels of each cloud."""
+    voxel_size: float = 0.05
+    """Edge of a voxel."""
+    repeats: int = 20
+    """Rounds that are timed."""
+    small: bool = False
+    """Sizes that take seconds, to see that everything runs."""
+
+
+def random_variables(model: Classifier, *inputs: Any, **options: Any) -> Any:
+    """Variables with which every layer fires, without compiling the initialisation."""
+    rng = np.random.default_rng(0)
+    init = lambda *inputs: model.init(jax.random.key(0), *inputs, **options)
+
+    def fill(path, leaf):
+        if path[-1].key != "kernel":
+            return jnp.full(leaf.shape, float(path[-1].key in ("var", "scale")))
+        deviation = (8 * leaf.shape[-2]) ** -0.5
+        return jnp.asarray(deviation * rng.standard_normal(leaf.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(init, *inputs))
+
+
+def measure(config: AccountCost, variant: Variant) -> dict[str, Any]:
+    """Times one network; ratios are those to its plain forward pass."""
+    clouds = surface_clouds(
+        config.clouds, voxels=config.voxels, voxel_size=config.voxel_size
+    )
+    coords, rows = join_clouds(clouds)
+    model = Classifier(VARIANTS[variant], NUM_CLASSES)
+    levels = jax.tree.map(
+        jnp.asarray, build_pyramid(coords, num_levels=model.architecture.num_levels)
+    )
+    features = jnp.asarray(pad_features(rows, rows=len(levels[0].coords)))
+    options: dict[str, Any] = {"num_clouds": config.clouds, "train": False}
+    variables = random_variables(model, features, levels, **options)
+
+    def account(*inputs: Any) -> Any:
+        outputs, counts = count_operations(
+            model, *inputs, spike_levels=model.neuron.levels, **options
+        )
+        return outputs[0], counts
+
+    binary = functools.partial(run_binary, model, neuron=model.neuron, **options)
+    plain = functools.partial(model.apply, **options)
+    programs = {
+        "plain": jax.jit(lambda *inputs: plain(*inputs)[0]),
+        "account": jax.jit(account),
+        "binary": jax.jit(lambda *inputs: binary(*inputs)[0]),
+    }
+    run = lambda program: jax.block_until_ready(program(variables, features, levels))
+    cases = {
+        ("forward", name): functools.partial(run, program)
+        for name, program in programs.items()
+    }
+    times = {
+        name: timing
+        for (_, name), timing in interleave(cases, repeats=config.repeats).items()
+    }
+    wall = times["plain"].wall
+    return {
+        "variant": variant,
+        "voxels": len(coords),
+        "milliseconds": {name: spread(timing.wall) for name, timing in times.items()},
+        "ratio": {
+            name: ratio(timing.wall, wall)
+            for name, timing in times.items()
+            if name != "plain"
+        },
+    }
+
+
+def run(config: AccountCost) -> None:
+    """Measures every network and prints the JSON line."""
+    if config.small:
+        config = dataclasses.replace(config, clouds=2, voxels=128, repeats=2)
+    machine = describe_machine()
+    rows = [measure(config, variant) for variant in config.variants]
+    answer = {
+        "rows": rows,
+        "machine": machine,
+        "busy": is_busy(machine["load_average"]),
+    }
+    print(json.dumps(answer), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the options from the command line and times the passes."""
+    prog = "python -m experiments.account_cost"
+    config = tyro.cli(AccountCost, args=arguments, prog=prog)
+    return report_errors(lambda: run(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
