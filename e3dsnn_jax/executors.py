@@ -80,7 +80,9 @@ def _forward_blocks(rows, kernel, kernel_map, *, num_out):
 
     def block(index, outputs):
         taken = _gather(rows, kernel_map.senders[index], kernel.dtype)
-        messages = _product(taken, kernel[kernel_map.offset[index]])
+        # With an axis of time before it, the elementwise product is not fused.
+        product = _product if time == 1 else dot
+        messages = product(taken, kernel[kernel_map.offset[index]])
         return _add_to_rows(outputs, kernel_map.receivers[index], messages)
 
     used = jnp.minimum(kernel_map.blocks_needed, kernel_map.capacity)

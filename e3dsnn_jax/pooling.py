@@ -63,7 +63,7 @@ def cloud_mean(
     Source: the global pooling of `SNN_3dv` in the authors' code.
     """
     mask = voxel_mask(coords)
-    clouds = jnp.arange(num_clouds)[:, None]
+    clouds = jnp.arange(num_clouds, dtype=jnp.int32)[:, None]
     members = (jnp.asarray(coords)[None, :, 0] == clouds).astype(inputs.dtype)
     # A product, not a segment-sum: a GPU adds those in any order.
     real = jnp.where(mask[:, None], inputs, 0)

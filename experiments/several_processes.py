@@ -35,7 +35,6 @@ import tyro
 from e3dsnn_jax.backbone import VARIANTS
 from e3dsnn_jax.cli import report_errors
 from e3dsnn_jax.training.run_folder import read_metrics
-from experiments.flipped_spikes import count_flips
 from experiments.scaling import sent_bytes, step_exchanges
 
 RECIPE = (
@@ -201,6 +200,15 @@ def kill_and_resume(options: SeveralProcesses) -> dict[str, Any]:
     }
 
 
+def count_flips(run: Path) -> dict[int, float]:
+    """Share of the spikes that differ by devices, counted by a process of its own."""
+    command = [sys.executable, "-m", "experiments.flipped_spikes", str(run)]
+    command += ["--devices", *map(str, COUNTS)]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    shares = json.loads(told.stdout.splitlines()[-1])
+    return {int(devices): share for devices, share in shares.items()}
+
+
 def largest_difference(one: list[float], other: list[float], steps: int) -> float:
     """The largest relative difference of the losses of the first steps."""
     a, b = np.array(one[:steps]), np.array(other[:steps])
@@ -240,7 +248,7 @@ def run(options: SeveralProcesses) -> None:
         spiking[1].accuracy,
         *(trained.accuracy for trained in seeds.values()),
     ]
-    answer["flipped_spikes"] = count_flips(options.out / "spiking_1", COUNTS)
+    answer["flipped_spikes"] = count_flips(options.out / "spiking_1")
     answer["kill"] = kill_and_resume(options)
     print(format_table(answer, steps), file=sys.stderr)
     print(json.dumps(answer), flush=True)
