@@ -62,8 +62,8 @@ class EnergyOptions:
     voxel_size: float = 0.01
     """For a weights file: edge of a voxel that the network was trained with."""
     out: Path | None = None
-    """Folder for energy.json and the figure; the run folder, or `<weights>_energy`, if
-    omitted."""
+    """Folder for energy.json and the figure. If omitted: the run folder, or for other
+    data `energy_<data>_<split>` in it, or `<weights>_energy`."""
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,14 @@ What the exact account assumes:
   since a unit accumulates onto the membrane that it is added to.
 * A neuron compares its potential D times in a time step; with more than one time step
   it also adds what it kept, subtracts what it spent, and multiplies by its leak.
-* Memory is counted without any reuse: an addition fetches its weight, reads and writes
-  its accumulator; a product fetches its weight, its input is read once a pair and its
-  sum written once a pair. Spikes are 32-bit addresses, written and read once. Every
+* Memory: an addition fetches its weight, reads and writes its accumulator; a product
+  fetches its weight, its input is read once a pair and its sum written once a pair, so
+  that products keep a sum in place over the input channels and additions do not, which
+  favours networks without spikes. Spikes are 32-bit addresses, written and read once. Every
   spike asks each kernel offset for its neighbour: an integer addition and an entry of
   a table; real inputs ask once a voxel and time step. Hardware that keeps weights or
-  sums in place pays less: the price is an upper bound, of spikes and products alike.
+  sums in place pays less, and weights that do not fit the memory of the prices cost
+  more.
 """
 
 from typing import NamedTuple

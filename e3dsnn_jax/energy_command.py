@@ -134,7 +134,8 @@ def run_energy(
       clouds: How many of its clouds; all of them if omitted.
       checkpoint: For a run: the latest checkpoint or the best one.
       voxel_size: For a weights file: the edge of a voxel.
-      out: Folder to write to; the run, or `<weights>_energy`, if omitted.
+      out: Folder to write to; if omitted the run, for other data or another split
+        `energy_<data>_<split>` in it, or `<weights>_energy`.
       on_batch: Called with the batches done and their number after each one.
 
     Returns:
@@ -153,11 +154,13 @@ def run_energy(
         if data is None and split == "test":
             dataset = open_evaluation(network.data, network.class_names)
         else:
+            path = data or network.data.path
             dataset = open_dataset(
-                data or network.data.path,
-                split,
-                points_per_cloud=network.data.points_per_cloud,
+                path, split, points_per_cloud=network.data.points_per_cloud
             )
+            # As evaluations of other data: the run's own account stays.
+            name = path.resolve().name if path else "shapes"
+            folder = source / f"energy_{name}_{split}"
     account = account_network(
         network, choose_clouds(dataset, clouds), on_batch=on_batch
     )
@@ -166,7 +169,16 @@ def run_energy(
         account = account._replace(notes=(note, *account.notes))
     folder = out or folder
     folder.mkdir(parents=True, exist_ok=True)
-    details = {"source": network.source, "step": network.step, "split": split}
+    path = data or network.data.path
+    held_out = network.data.hold_out if data is None and split == "test" else None
+    details = {
+        "source": network.source,
+        "step": network.step,
+        "data": "embedded shapes" if path is None else str(path),
+        "split": split,
+        "hold_out": held_out,
+        "voxel_size": network.data.voxel_size,
+    }
     write_json(folder / "energy.json", describe_account(account, **details))
     figures.draw_energy(account, folder / "figures" / "energy.png")
     return account, folder
