@@ -18,11 +18,11 @@ What the exact account assumes:
 * Memory: an addition fetches its weight, reads and writes its accumulator; a product
   fetches its weight, its input is read once a pair and its sum written once a pair, so
   that products keep a sum in place over the input channels and additions do not, which
-  favours networks without spikes. Spikes are 32-bit addresses, written and read once. Every
-  spike asks each kernel offset for its neighbour: an integer addition and an entry of
-  a table; real inputs ask once a voxel and time step. Hardware that keeps weights or
-  sums in place pays less, and weights that do not fit the memory of the prices cost
-  more.
+  favours networks without spikes. Spikes are 32-bit addresses, written and read once.
+  Every spike asks each kernel offset for its neighbour: an integer addition and an
+  entry of a table; real inputs ask once a voxel and time step. Hardware that keeps
+  weights or sums in place pays less, and weights that do not fit the memory of the
+  prices cost more.
 """
 
 from typing import NamedTuple
