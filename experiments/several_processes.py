@@ -215,6 +215,13 @@ def largest_difference(one: list[float], other: list[float], steps: int) -> floa
     return float(np.max(np.abs(a - b) / np.abs(a)))
 
 
+def count_equal(one: list[float], other: list[float]) -> int:
+    """Steps from the first one on whose losses agree to 1e-6 of them."""
+    a, b = np.array(one), np.array(other)
+    differs = np.abs(a - b) > 1e-6 * np.abs(a)
+    return int(differs.argmax()) if differs.any() else len(a)
+
+
 def run(options: SeveralProcesses) -> None:
     """Runs everything, and prints the table and the JSON line."""
     spiking = {n: train(options, f"spiking_{n}", n) for n in COUNTS}
@@ -232,9 +239,8 @@ def run(options: SeveralProcesses) -> None:
             "accuracy": spiking[n].accuracy,
             "seconds": spiking[n].seconds,
             "first_losses": spiking[n].losses[:steps],
-            "loss_difference_of_2_steps": largest_difference(
-                spiking[1].losses, spiking[n].losses, 2
-            ),
+            "equal_steps": count_equal(spiking[1].losses, spiking[n].losses),
+            "relu_equal_steps": count_equal(relu[1].losses, relu[n].losses),
             f"loss_difference_of_{steps}_steps": largest_difference(
                 spiking[1].losses, spiking[n].losses, steps
             ),
@@ -257,16 +263,18 @@ def run(options: SeveralProcesses) -> None:
 def format_table(answer: dict[str, Any], steps: int) -> str:
     """The answer in markdown."""
     lines = [
-        f"| processes | accuracy | losses, first 2 steps | first {steps} "
-        f"| with ReLU, first {steps} | spikes that differ | MB a step (predicted) |",
+        "| processes | accuracy | steps of equal loss | largest difference in the "
+        f"first {steps} | the same with ReLU | spikes that differ "
+        "| MB a step (predicted) |",
         "|---|---|---|---|---|---|---|",
     ]
     for n, row in answer["processes"].items():
         sent = row["step_bytes"]
         lines.append(
-            f"| {n} | {row['accuracy']:.2%} | {row['loss_difference_of_2_steps']:.1e} "
+            f"| {n} | {row['accuracy']:.2%} | {row['equal_steps']} "
             f"| {row[f'loss_difference_of_{steps}_steps']:.1e} "
-            f"| {row[f'relu_loss_difference_of_{steps}_steps']:.1e} "
+            f"| {row['relu_equal_steps']}, "
+            f"{row[f'relu_loss_difference_of_{steps}_steps']:.1e} "
             f"| {answer['flipped_spikes'][n]:.1e} "
             f"| {'?' if sent is None else f'{sent / 1e6:.1f}'} "
             f"({row['predicted_step_bytes'] / 1e6:.1f}) |"
