@@ -176,9 +176,9 @@ class TrainCommand:
         default_factory=TrainConfig
     )
     processes: int | None = None
-    """Start so many processes on this machine and train in all of them, for trial.
-    Leave it out under a launcher (Slurm, mpirun, torchrun, TPU pods): its processes
-    find each other. A run may be resumed with another number."""
+    """Start so many processes on this machine's CPU and train in all of them, for
+    trial. Leave it out under a launcher (Slurm, mpirun, torchrun): its processes find
+    each other. A run may be resumed with another number."""
 
 
 PAPER_RECIPE = Recipe()

@@ -90,7 +90,7 @@ def train(config: TrainConfig) -> TrainResult:
     at_once = config.recipe.batch_size // config.recipe.accumulate
     use_all_cores(at_once, devices=config.devices)
     with roll_call(coordinator), waiting_for_the_roll_call():
-        state, evaluation, setup = _run(config)
+        state, evaluation, setup = _train_to_the_end(config)
         run, total = setup.config.run, setup.total
         if is_first():
             write_evaluation(run, evaluation, step=total)
@@ -107,7 +107,9 @@ def train(config: TrainConfig) -> TrainResult:
     )
 
 
-def _run(config: TrainConfig) -> tuple[TrainState, Evaluation, RunSetup]:
+def _train_to_the_end(
+    config: TrainConfig,
+) -> tuple[TrainState, Evaluation, RunSetup]:
     """Trains from wherever the run stands to its end, with all processes."""
     data = first_does(lambda: open_data(config.data))
     setup, state = make_setup(config, data)
