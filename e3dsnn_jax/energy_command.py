@@ -10,10 +10,9 @@ import jax
 import numpy as np
 
 from e3dsnn_jax import figures
-from e3dsnn_jax.data.clouds import CloudSubset, ShapeDataset, Split
-from e3dsnn_jax.data.loader import BatchLayout, iterate
+from e3dsnn_jax.data.clouds import ShapeDataset, Split, choose_clouds
 from e3dsnn_jax.data.open import open_dataset
-from e3dsnn_jax.energy import HOROWITZ_45NM, Account, Prices, make_account
+from e3dsnn_jax.energy import Account, make_account
 from e3dsnn_jax.energy_report import describe_account
 from e3dsnn_jax.layer_shapes import describe_layers
 from e3dsnn_jax.operations import (
@@ -21,9 +20,10 @@ from e3dsnn_jax.operations import (
     add_counts,
     count_operations,
 )
+from e3dsnn_jax.prices import HOROWITZ_45NM, Prices, read_prices
 from e3dsnn_jax.training.checkpoints import Which
 from e3dsnn_jax.training.datasets import open_evaluation
-from e3dsnn_jax.training.evaluate import make_evaluation_source
+from e3dsnn_jax.training.one_device import open_batches, open_model
 from e3dsnn_jax.training.run_folder import write_json
 from e3dsnn_jax.training.saved import (
     PUBLISHED_VOXEL_SIZE,
@@ -31,23 +31,6 @@ from e3dsnn_jax.training.saved import (
     load_run,
     load_weights,
 )
-
-
-def choose_clouds(dataset: ShapeDataset, count: int | None) -> ShapeDataset:
-    """Some clouds of a dataset, always the same ones; all if there are no more.
-
-    Raises:
-      ValueError: If none is asked for, or the dataset has none.
-    """
-    if count is not None and count < 1:
-        raise ValueError(f"--clouds must be 1 or more, got {count}")
-    if not len(dataset):
-        raise ValueError("the dataset has no clouds, and no energy without any")
-    if count is None or count >= len(dataset):
-        return dataset
-    # At random: every n-th cloud may be of one class.
-    places = np.random.default_rng(0).permutation(len(dataset))[:count]
-    return CloudSubset(dataset, tuple(sorted(places.tolist())))
 
 
 def account_network(
@@ -69,17 +52,7 @@ def account_network(
       ValueError: If the variables do not fit the network, or a cloud is empty, not
         finite, or larger than coordinates can tell.
     """
-    model = network.model.clone(
-        compute=network.model.compute._replace(rematerialise=False)
-    )
-    layout = BatchLayout(
-        batch_size=network.batch_size,
-        num_devices=1,
-        num_levels=model.architecture.num_levels,
-        voxel_size=network.data.voxel_size,
-        normals=network.data.normals,
-    )
-    source = make_evaluation_source(dataset, layout)
+    model, (batches, number) = open_model(network), open_batches(network, dataset)
     options: dict[str, Any] = {"num_clouds": network.batch_size, "train": False}
     count = jax.jit(
         functools.partial(
@@ -89,8 +62,7 @@ def account_network(
     variables = jax.device_put(network.variables)
     shapes, clouds = None, 0
     totals: dict[str, LayerTotals] = {}
-    for done, stacked in enumerate(iterate(source), start=1):
-        batch = jax.tree.map(lambda leaf: leaf[0], stacked)
+    for done, batch in enumerate(batches, start=1):
         inputs = batch.features, batch.levels
         if shapes is None:
             shapes = describe_layers(model, variables, *inputs, **options)
@@ -104,7 +76,7 @@ def account_network(
         totals = add_counts(totals, counts, shapes, batch.levels)
         clouds += int(real.sum())
         if on_batch is not None:
-            on_batch(done, len(source))
+            on_batch(done, number)
     return make_account(
         shapes or (),
         totals,
@@ -122,6 +94,7 @@ def run_energy(
     clouds: int | None = None,
     checkpoint: Which = "last",
     voxel_size: float = PUBLISHED_VOXEL_SIZE,
+    prices: Path | None = None,
     out: Path | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> tuple[Account, Path]:
@@ -134,6 +107,8 @@ def run_energy(
       clouds: How many of its clouds; all of them if omitted.
       checkpoint: For a run: the latest checkpoint or the best one.
       voxel_size: For a weights file: the edge of a voxel.
+      prices: JSON file with the fields of `Prices`; those of `HOROWITZ_45NM` if
+        omitted.
       out: Folder to write to; if omitted the run, for other data or another split
         `energy_<data>_<split>` in it, or `<weights>_energy`.
       on_batch: Called with the batches done and their number after each one.
@@ -142,8 +117,9 @@ def run_energy(
       The account, and the folder.
 
     Raises:
-      ValueError: As `account_network`, or if network or data cannot be read.
+      ValueError: As `account_network`, or if network, data or prices cannot be read.
     """
+    table = HOROWITZ_45NM if prices is None else read_prices(prices)
     if source.suffix in (".pth", ".npz"):
         network = load_weights(source, voxel_size=voxel_size)
         print(network.report, file=sys.stderr)
@@ -162,7 +138,7 @@ def run_energy(
             name = path.resolve().name if path else "shapes"
             folder = source / f"energy_{name}_{split}"
     account = account_network(
-        network, choose_clouds(dataset, clouds), on_batch=on_batch
+        network, choose_clouds(dataset, clouds), prices=table, on_batch=on_batch
     )
     if network.step == 0:
         note = "The run has not been trained yet: this is its checkpoint of step 0."

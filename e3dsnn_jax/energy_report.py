@@ -4,21 +4,48 @@ The published energy script counts the three convolutions of the stem alone, the
 as if it had as many input channels as outputs, as `2 * pairs * E * E - voxels` "FLOPs"
 of 4.6 pJ each, and no spike at all. It is here so that published rows can be compared
 with, and the difference explained.
+
+The fields of `energy.json`, each block in one unit:
+
+* `source`, `step`, `data`, `split`, `hold_out`, `voxel_size`: what was counted.
+* `clouds`: how many; `notes`: what must be known of this network; `assumptions`: the
+  rules of the exact account; `prices_pj`: in the form of `--prices`; `parameters`.
+* `energy_mj_per_cloud`: `exact`, by part (`compute`: additions and products, `updates`:
+  neurons and BatchNorm, `weights`, `state`: sums, membranes and real values, `spikes`,
+  `addressing`) and their `total`; `rate`: firing rate times operations; `ann`: the
+  products of the same layers without spikes; `paper_compatible`: by the published
+  script's rule, absent for a network without a stem.
+* `operations_per_cloud` (means) and `totals_over_clouds` (whole numbers, but for the
+  estimate): `macs` of layers with real inputs, `synaptic_operations`, their estimate
+  `rate_operations`, `equivalent_macs` of the same layers without spikes, `dense_macs`
+  of dense layers on the grids; of the means also `paper_compatible_flops`.
+* `membrane_bytes_per_cloud`.
+* `layers`: of each its name, input (`spikes` or `real values`), kernel offsets,
+  channels, parameters, `same_input_as` (an earlier layer that receives the same input,
+  or null), `array_bytes_per_cloud` and the `memories` in which these arrays lie,
+  `firing_rate` and `firing_rates` (by time step and binary step; null for real values),
+  `energy_mj_per_cloud` by part, and `totals_over_clouds`: as above, and `voxels_in`,
+  `voxels_out`, `pairs`, `spikes`, `membrane_bytes`, `updates`, `traffic_bytes` of each
+  array, `lookups`.
 """
 
+import textwrap
 from typing import Any
 
 from e3dsnn_jax.energy import (
+    ASSUMPTIONS,
     Account,
-    LayerAccount,
     ann_energy,
     exact_energy,
     rate_energy,
 )
+from e3dsnn_jax.layer_account import LayerAccount
+from e3dsnn_jax.prices import describe_prices
 
 _PUBLISHED_PJ = 4.6
 _MILLI = 1e-9
 """mJ of a pJ."""
+_ITEM: dict[str, Any] = {"initial_indent": "- ", "subsequent_indent": "  "}
 
 
 def published_flops(account: Account) -> float:
@@ -58,71 +85,94 @@ def published_energy(flops: float) -> float:
 
 
 def describe_account(account: Account, **details: Any) -> dict[str, Any]:
-    """The account as JSON: whole numbers over all clouds, energies of one in mJ."""
-    exact = exact_energy(account)
-    layers = account.layers
-    reports: dict[str, Any] = {
+    """The account as JSON, with the fields above.
+
+    Args:
+      account: The account.
+      **details: Further fields, which come first.
+    """
+    exact, layers = exact_energy(account), account.layers
+    energies: dict[str, Any] = {
         "exact": {part: _MILLI * energy for part, energy in exact.items()},
         "rate": _MILLI * rate_energy(account),
         "ann": _MILLI * ann_energy(account),
     }
+    counted = [_operations(layer) for layer in layers]
+    totals = {name: sum(counts[name] for counts in counted) for name in counted[0]}
+    means = {name: count / account.clouds for name, count in totals.items()}
     if any(layer.shape.name.startswith("stem/") for layer in layers):
         flops = published_flops(account)
-        reports["paper_compatible"] = _MILLI * published_energy(flops)
-        reports["paper_compatible_flops"] = flops
+        energies["paper_compatible"] = _MILLI * published_energy(flops)
+        means["paper_compatible_flops"] = flops
+    membranes = sum(layer.membrane_bytes for layer in layers)
     return {
         **details,
         "clouds": account.clouds,
         "notes": list(account.notes),
-        "prices_pj": account.prices._asdict(),
-        "energy_mj_per_cloud": reports,
-        "macs": sum(layer.macs for layer in layers),
-        "synaptic_operations": sum(layer.synaptic_operations for layer in layers),
-        "rate_operations": sum(layer.rate_estimate for layer in layers),
-        "equivalent_macs": sum(layer.equivalent_macs for layer in layers),
-        "dense_macs": sum(layer.dense_macs for layer in layers),
+        "assumptions": list(ASSUMPTIONS),
+        "prices_pj": describe_prices(account.prices),
         "parameters": sum(layer.shape.parameters for layer in layers),
-        "state_bytes": sum(layer.state_bytes for layer in layers),
+        "energy_mj_per_cloud": energies,
+        "operations_per_cloud": means,
+        "totals_over_clouds": totals,
+        "membrane_bytes_per_cloud": membranes / account.clouds,
         "layers": [_describe_layer(layer, account) for layer in layers],
+    }
+
+
+def _operations(layer: LayerAccount) -> dict[str, float]:
+    return {
+        "macs": layer.macs,
+        "synaptic_operations": layer.synaptic_operations,
+        "rate_operations": layer.rate_estimate,
+        "equivalent_macs": layer.equivalent_macs,
+        "dense_macs": layer.dense_macs,
     }
 
 
 def _describe_layer(layer: LayerAccount, account: Account) -> dict[str, Any]:
     shape, totals = layer.shape, layer.totals
+    spiking = shape.takes_spikes
     energy = {
         part: _MILLI * energy / account.clouds
         for part, energy in layer.energy(account.prices).items()
     }
     return {
         "name": shape.name,
-        "input": "spikes" if shape.takes_spikes else "real values",
+        "input": "spikes" if spiking else "real values",
         "offsets": shape.offsets,
         "channels": [shape.c_in, shape.c_out],
         "parameters": shape.parameters,
-        "voxels": [totals.voxels_in, totals.voxels_out],
-        "pairs": totals.pairs,
-        "macs": layer.macs,
-        "spikes": totals.spikes,
-        "synaptic_operations": layer.synaptic_operations,
-        "rate_operations": layer.rate_estimate,
-        "equivalent_macs": layer.equivalent_macs,
-        "dense_macs": layer.dense_macs,
-        "firing_rate": layer.firing_rate if shape.takes_spikes else None,
-        "firing_rates": layer.firing_rates if shape.takes_spikes else None,
-        "state_bytes": layer.state_bytes,
-        "updates": layer.updates,
-        "traffic": layer.traffic,
+        "same_input_as": shape.same_input_as,
+        "array_bytes_per_cloud": layer.sizes,
+        "memories": layer.memories(account.prices),
+        "firing_rate": layer.firing_rate if spiking else None,
+        "firing_rates": layer.firing_rates if spiking else None,
         "energy_mj_per_cloud": energy,
+        "totals_over_clouds": {
+            **_operations(layer),
+            "voxels_in": totals.voxels_in,
+            "voxels_out": totals.voxels_out,
+            "pairs": totals.pairs,
+            "spikes": totals.spikes,
+            "membrane_bytes": layer.membrane_bytes,
+            "updates": layer.updates,
+            "traffic_bytes": layer.traffic,
+            "lookups": layer.lookups,
+        },
     }
 
 
 def format_account(account: Account) -> str:
-    """The account as a table of layers, then the reports, of an average cloud."""
+    """The account as a table of layers, then the reports, of an average cloud.
+
+    Its last lines are what the numbers assume, and where the prices come from.
+    """
     clouds = account.clouds
     width = max(len(layer.shape.name) for layer in account.layers)
     lines = [
         f"{'layer':<{width}}  input      pairs      MACs   syn. ops   dense MACs   "
-        "rate   compute nJ    all nJ"
+        "rate   compute nJ    all nJ   weights in"
     ]
     for layer in account.layers:
         energy, shape = layer.energy(account.prices), layer.shape
@@ -133,39 +183,44 @@ def format_account(account: Account) -> str:
             f"{layer.macs / clouds:>9.4g}  {layer.synaptic_operations / clouds:>9.4g}  "
             f"{layer.dense_macs / clouds:>11.4g} {rate}  "
             f"{1e-3 * energy['compute'] / clouds:>11.4g} "
-            f"{1e-3 * sum(energy.values()) / clouds:>9.4g}"
+            f"{1e-3 * sum(energy.values()) / clouds:>9.4g}   "
+            f"{layer.memories(account.prices)['weights']}"
         )
     lines += ["", *_format_reports(account)]
     lines += [f"Note: {note}" for note in account.notes]
+    lines += ["", "Assumptions of the exact account:"]
+    lines += [textwrap.fill(text, 88, **_ITEM) for text in ASSUMPTIONS]
+    source = f"Prices: {account.prices.name}. {account.prices.source}"
+    lines += textwrap.wrap(source, 88)
     return "\n".join(lines)
 
 
 def _format_reports(account: Account) -> list[str]:
     report = describe_account(account)
-    clouds, exact = account.clouds, report["energy_mj_per_cloud"]["exact"]
-    reports = report["energy_mj_per_cloud"]
+    energies, means = report["energy_mj_per_cloud"], report["operations_per_cloud"]
+    exact = energies["exact"]
     memory = sum(exact[part] for part in ("weights", "state", "spikes", "addressing"))
     rows = [
         ("exact: additions and products", exact["compute"]),
         ("exact: neurons and BatchNorm", exact["updates"]),
         ("exact: memory, without any reuse", memory),
-        ("firing rate x operations", reports["rate"]),
-        ("the same layers without spikes", reports["ann"]),
+        ("firing rate x operations", energies["rate"]),
+        ("the same layers without spikes", energies["ann"]),
     ]
-    if "paper_compatible" in reports:
-        rows.append(("rule of the published script", reports["paper_compatible"]))
+    if "paper_compatible" in energies:
+        rows.append(("rule of the published script", energies["paper_compatible"]))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {energy:>10.4g} mJ" for name, energy in rows]
-    per_cloud = {
-        "synaptic operations": report["synaptic_operations"],
-        "MACs": report["macs"],
-        "MACs of the same layers without spikes": report["equivalent_macs"],
-        "MACs of dense layers": report["dense_macs"],
+    names = {
+        "synaptic operations": "synaptic_operations",
+        "MACs": "macs",
+        "MACs of the same layers without spikes": "equivalent_macs",
+        "MACs of dense layers": "dense_macs",
     }
-    lines += [f"{name}: {count / clouds:.4g}" for name, count in per_cloud.items()]
+    lines += [f"{name}: {means[key]:.4g}" for name, key in names.items()]
     lines += [
         f"parameters: {report['parameters']}",
-        f"membranes: {report['state_bytes'] / clouds / 1e3:.4g} kB",
-        f"mean of {clouds} clouds; prices: {account.prices.name}",
+        f"membranes: {report['membrane_bytes_per_cloud'] / 1e3:.4g} kB",
+        f"mean of {account.clouds} clouds; prices: {account.prices.name}",
     ]
     return lines

@@ -1,9 +1,11 @@
 """The layers of a network, read off the network itself: nothing is computed.
 
-A convolution is told apart by the map that it runs along, so that the voxels of its
-inputs and outputs are known without a name for every layer of every network.
+A convolution is told apart by the map that it runs along, and a linear layer by its
+number of rows, so that the voxels of inputs and outputs are known without a name for
+every layer of every network.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,8 +17,16 @@ from e3dsnn_jax.layer_calls import LayerCall, NormCall, layer_name, replace_laye
 from e3dsnn_jax.parameter_names import flatten_variables
 from e3dsnn_jax.pyramid import Level
 
-Places = dict[int, tuple[int, int]]
-"""Levels of inputs and outputs of each map, by the identity of its senders."""
+
+class Places(NamedTuple):
+    """What tells where a layer works."""
+
+    maps: dict[int, tuple[int, int]]
+    """Levels of inputs and outputs of each map, by the identity of its senders."""
+    rows: tuple[int, ...]
+    """Row capacity of each level."""
+    clouds: int | None
+    """Rows of what is pooled over whole clouds; None if the network is not told."""
 
 
 class LayerShape(NamedTuple):
@@ -38,6 +48,8 @@ class LayerShape(NamedTuple):
     """Level of the output voxels."""
     parameters: int
     """Weights and biases, those of the BatchNorm behind it included."""
+    same_input_as: str | None = None
+    """An earlier layer that receives the very same spikes or values."""
 
 
 def describe_layers(
@@ -57,17 +69,24 @@ def describe_layers(
       **options: Further arguments of the call.
 
     Raises:
-      ValueError: If the variables are those of another network, or a convolution runs
-        along a map that is none of the levels'.
+      ValueError: If the variables are those of another network, a convolution runs
+        along a map that is none of the levels', a linear layer's rows are those of no
+        level or of several, or a layer is called twice.
     """
     found: list[LayerShape] = []
+    readers: dict[int, tuple[Any, str]] = {}
     parameters = _parameters_by_layer(variables)
 
     def watch(variables, features, levels):
-        places = map_places(levels)
+        places = map_places(levels, options.get("num_clouds"))
 
         def layer(call: LayerCall) -> Array:
-            found.append(_shape_of(call, places, parameters.pop(call.name, 0)))
+            check_called_once(call.name, [shape.name for shape in found])
+            # Kept beside its name: an identity is that of a living object.
+            _, first = readers.setdefault(id(call.inputs), (call.inputs, call.name))
+            shape = _shape_of(call, places, parameters.pop(call.name, 0))
+            same = None if first == call.name else first
+            found.append(shape._replace(same_input_as=same))
             return call.run()
 
         def norm(call: NormCall) -> Array:
@@ -88,33 +107,69 @@ def describe_layers(
     return tuple(found)
 
 
-def map_places(levels: tuple[Level, ...]) -> Places:
-    """Where the maps of these very levels lead, and their inverse maps."""
-    places: Places = {}
+def check_called_once(name: str, before: Iterable[str]) -> None:
+    """Refuses a layer that was called before in the same pass.
+
+    Raises:
+      ValueError: If it was.
+    """
+    if name in before:
+        raise ValueError(
+            f"{name} is called twice in one pass, and layers are counted by their "
+            "names: give each call a module of its own"
+        )
+
+
+def map_places(levels: tuple[Level, ...], clouds: int | None) -> Places:
+    """Where the maps of these very levels lead, and their inverse maps.
+
+    Args:
+      levels: Levels of a batch.
+      clouds: Clouds of the batch, padding clouds included; None if unknown.
+    """
+    maps: dict[int, tuple[int, int]] = {}
     for index, level in enumerate(levels):
-        places[id(level.submanifold.senders)] = index, index
+        maps[id(level.submanifold.senders)] = index, index
         if level.down is not None:
-            places[id(level.down.senders)] = index, index + 1
+            maps[id(level.down.senders)] = index, index + 1
             # Of the inverse map, which swaps the two.
-            places[id(level.down.receivers)] = index + 1, index
-    return places
+            maps[id(level.down.receivers)] = index + 1, index
+    return Places(maps, tuple(level.coords.shape[0] for level in levels), clouds)
 
 
 def place_of(call: LayerCall, places: Places) -> tuple[int | None, int | None]:
-    """Levels of a layer's inputs and outputs; None for a linear layer.
+    """Levels of a layer's inputs and outputs; None for a layer on whole clouds.
 
     Raises:
-      ValueError: If it runs along a map that is none of the levels'.
+      ValueError: If a convolution runs along a map that is none of the levels', or the
+        rows of a linear layer are those of no level or of several.
     """
     if call.kernel_map is None:
-        return None, None
-    place = places.get(id(call.kernel_map.senders))
+        return _place_of_rows(call, places)
+    place = places.maps.get(id(call.kernel_map.senders))
     if place is None:
         raise ValueError(
             f"{call.name}: its kernel map is none of the levels' maps, so that its "
             "voxels cannot be counted; put the map into the levels"
         )
     return place
+
+
+def _place_of_rows(call: LayerCall, places: Places) -> tuple[int | None, int | None]:
+    rows = call.inputs.shape[0]
+    fitting = [n for n, capacity in enumerate(places.rows) if capacity == rows]
+    # What is pooled over clouds has no time axis, and what voxels hold has one.
+    if rows == places.clouds and (call.inputs.ndim == 2 or not fitting):
+        return None, None
+    if len(fitting) == 1:
+        return fitting[0], fitting[0]
+    found = " and ".join(f"level {n}" for n in fitting) or "no level and not the clouds"
+    raise ValueError(
+        f"{call.name}: {found} have its {rows} rows (the levels have "
+        f"{', '.join(map(str, places.rows))}, the clouds {places.clouds}), so that its "
+        "silent voxels cannot be told from padding; give the levels capacities that "
+        "differ, and num_clouds to the network"
+    )
 
 
 def _shape_of(call: LayerCall, places: Places, parameters: int) -> LayerShape:

@@ -144,6 +144,8 @@ def labels_of(dataset: ShapeDataset) -> Int[np.ndarray, " clouds"]:
 
 def voxels_of(dataset: ShapeDataset) -> Int[np.ndarray, " clouds"] | None:
     """Voxels of each cloud, of some edge, where the dataset knows them; else None."""
+    if isinstance(dataset, RelabelledClouds):
+        return voxels_of(dataset.dataset)
     if isinstance(dataset, CloudSubset):
         whole = voxels_of(dataset.dataset)
         return None if whole is None else whole[list(dataset.indices)]
@@ -172,6 +174,36 @@ class CloudSubset:
 
     def __getitem__(self, index: SupportsIndex, /) -> PointCloud:
         return self.dataset[self.indices[check_index(index, len(self.indices))]]
+
+
+@dataclass(frozen=True)
+class RelabelledClouds:
+    """The clouds of a dataset under other labels."""
+
+    dataset: ShapeDataset
+    labels: Int[np.ndarray, " clouds"]
+    """The label of every cloud."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of the dataset."""
+        return self.dataset.class_names
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: SupportsIndex, /) -> PointCloud:
+        place = check_index(index, len(self))
+        return self.dataset[place]._replace(label=int(self.labels[place]))
+
+
+def shuffle_labels(dataset: ShapeDataset, seed: int) -> RelabelledClouds:
+    """The same clouds with their labels dealt to one another, by a seed.
+
+    As many clouds bear each label as before, and which ones says nothing about them.
+    """
+    labels = np.random.default_rng(seed).permutation(labels_of(dataset))
+    return RelabelledClouds(dataset, labels)
 
 
 def take_fraction(dataset: ShapeDataset, fraction: float, seed: int = 0) -> CloudSubset:
@@ -203,3 +235,20 @@ def take_fraction(dataset: ShapeDataset, fraction: float, seed: int = 0) -> Clou
         count = max(1, round(fraction * len(members)))
         kept.extend(rng.permutation(members)[:count].tolist())
     return CloudSubset(dataset, tuple(sorted(kept)))
+
+
+def choose_clouds(dataset: ShapeDataset, count: int | None) -> ShapeDataset:
+    """Some clouds of a dataset, always the same ones; all if there are no more.
+
+    Raises:
+      ValueError: If none is asked for, or the dataset has none.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"--clouds must be 1 or more, got {count}")
+    if not len(dataset):
+        raise ValueError("the dataset has no clouds, and nothing to look at")
+    if count is None or count >= len(dataset):
+        return dataset
+    # At random: every n-th cloud may be of one class.
+    places = np.random.default_rng(0).permutation(len(dataset))[:count]
+    return CloudSubset(dataset, tuple(sorted(places.tolist())))
