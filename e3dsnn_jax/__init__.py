@@ -23,6 +23,7 @@ from e3dsnn_jax.spike import integer_lif as integer_lif
 from e3dsnn_jax.spike import integer_spike as integer_spike
 from e3dsnn_jax.spike import lif as lif
 from e3dsnn_jax.spike import unroll_spikes as unroll_spikes
+from e3dsnn_jax.spike_driven import run_binary as run_binary
 from e3dsnn_jax.voxels import join_clouds as join_clouds
 from e3dsnn_jax.voxels import pad_features as pad_features
 from e3dsnn_jax.voxels import voxelize as voxelize

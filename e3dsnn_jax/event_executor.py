@@ -55,6 +55,7 @@ def submanifold_events(
     Raises:
       ValueError: If events, coordinates and kernel do not fit together.
     """
+    _check_layer(events, coords, kernel, geometry)
     check_submanifold(geometry)
 
     def reach(cell: _Cell, offset: _Cell) -> _Cell:
@@ -91,6 +92,7 @@ def strided_events(
     Raises:
       ValueError: If events, coordinates and kernel do not fit together.
     """
+    _check_layer(events, coords, kernel, geometry)
     bound = None if extent is None else geometry.output_extent(extent)
 
     def reach(cell: _Cell, offset: _Cell) -> _Cell | None:
@@ -135,6 +137,8 @@ def inverse_events(
     Raises:
       ValueError: If events, coordinates and kernel do not fit together.
     """
+    _check_layer(events, coords, kernel, geometry)
+    _check_coords(coords_out, "output voxels", axes=len(geometry.size))
 
     def reach(cell: _Cell, offset: _Cell) -> _Cell:
         return tuple(
@@ -162,6 +166,7 @@ def linear_events(
     Raises:
       ValueError: If events, coordinates and kernel do not fit together.
     """
+    _check_coords(coords, "input voxels")
     axes = coords.shape[1] - 1
     point = Kernel(*((value,) * axes for value in (1, 1, 0, 1)))
     return submanifold_events(events, coords, kernel[None], point)
@@ -175,14 +180,7 @@ def _accumulate(
     geometry: Kernel,
     reach: _Reach,
 ) -> Accumulated:
-    check_events(events)
-    _check_layer(events, coords_in, kernel, geometry)
     rows = {tuple(cell): row for row, cell in enumerate(coords_out.tolist())}
-    if len(rows) < len(coords_out):
-        raise ValueError(
-            f"{len(coords_out)} output voxels but {len(rows)} distinct cells: merge "
-            "duplicates first, as voxelize does"
-        )
     shape = len(coords_out), events.time_steps, kernel.shape[2]
     currents, additions = np.zeros(shape), np.zeros(shape, np.int64)
     weights = kernel.astype(np.float64)
@@ -198,20 +196,24 @@ def _accumulate(
         place = target[hits], step[hits]
         # Unbuffered: one addition after the other, also where events meet in a place.
         np.add.at(currents, place, weights[number][events.channel[hits]])
-        np.add.at(additions, place, 1)
+        np.add.at(additions, place, 1)  # one for each of those scalar additions
     return Accumulated(coords_out, currents, additions)
 
 
 def _check_layer(
-    events: Events,
-    coords: Int[np.ndarray, "voxels axes"],
-    kernel: Float[np.ndarray, "offsets c_in c_out"],
-    geometry: Kernel,
+    events: Events, coords: np.ndarray, kernel: np.ndarray, geometry: Kernel
 ) -> None:
+    """Refuses what does not fit, before any of it is used."""
+    check_events(events)
+    _check_coords(coords, "input voxels", axes=len(geometry.size))
     if len(coords) != events.num_voxels:
         raise ValueError(
             f"{len(coords)} voxels have coordinates but the events are those of "
             f"{events.num_voxels}: leave padding rows out of both"
+        )
+    if kernel.ndim != 3:
+        raise ValueError(
+            f"a kernel needs shape [offsets, c_in, c_out], got {kernel.shape}"
         )
     if kernel.shape[1] != events.num_channels:
         raise ValueError(
@@ -223,8 +225,31 @@ def _check_layer(
             f"the kernel has {kernel.shape[0]} offsets but its geometry "
             f"{geometry.num_offsets}"
         )
-    if coords.shape[1] != 1 + len(geometry.size):
+
+
+def _check_coords(coords: np.ndarray, what: str, *, axes: int | None = None) -> None:
+    """Raises ValueError unless these are distinct cells, in any order."""
+    flat = coords.ndim != 2 or coords.shape[1] < 2
+    if flat or not np.issubdtype(coords.dtype, np.integer):
         raise ValueError(
-            f"coordinates have {coords.shape[1] - 1} axes beside the batch index but "
-            f"the geometry has {len(geometry.size)}"
+            f"{what}: coordinates need whole numbers of shape [voxels, 1 + axes], got "
+            f"{coords.dtype}{list(coords.shape)}"
+        )
+    if axes is not None and coords.shape[1] != 1 + axes:
+        raise ValueError(
+            f"{what}: coordinates have {coords.shape[1] - 1} axes beside the batch "
+            f"index but the geometry has {axes}"
+        )
+    below = (coords < 0).any(1)
+    if below.any():
+        row = int(below.argmax())
+        raise ValueError(
+            f"{what}: row {row} is {coords[row].tolist()}, but batch index and "
+            "coordinates start at 0: leave padding rows out, of the spikes too"
+        )
+    distinct = len(np.unique(coords, axis=0))
+    if distinct < len(coords):
+        raise ValueError(
+            f"{what}: {len(coords)} rows but {distinct} distinct cells: merge "
+            "duplicates first, as voxelize does"
         )

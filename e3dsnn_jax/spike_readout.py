@@ -8,24 +8,26 @@ head are linear, so each of these convolutions can carry the head in its own ker
 
 and an event adds its row of W' to the classes of its cloud. No layer but the first then
 takes real values; the strided convolutions take spikes already. It costs `classes`
-additions for each event and pair of those units, more than the one product a cloud
-that it saves: it is for hardware without multipliers.
+additions for each event and pair of those units (`count_readout`), more than the one
+product a cloud that it saves: it is for hardware without multipliers. What is left to
+each class of a cloud is one division by its voxels and time steps.
+
+`spike_driven.run_binary(..., head_on_spikes=True)` runs a classifier so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from e3dsnn_jax.binary_steps import binary_conv
 from e3dsnn_jax.classifier import Classifier
 from e3dsnn_jax.kernel_map import KernelMap
+from e3dsnn_jax.layers import MaskedBatchNorm
 from e3dsnn_jax.pooling import cloud_mean, voxel_mask
 from e3dsnn_jax.pyramid import Level
-from e3dsnn_jax.spike_driven import binary_conv
-
-_EPSILON = 1e-3
 
 
 class Contribution(NamedTuple):
@@ -87,6 +89,34 @@ def readout_units(model: Classifier) -> list[str]:
     return [f"stage{last}/{name}" for name in ("down", *names)]
 
 
+class ReadoutCount(NamedTuple):
+    """Additions of a classifier when its head takes spikes, and those it leaves out."""
+
+    added: dict[str, int]
+    """By unit: additions onto the classes, made beside those onto its channels."""
+    saved: dict[str, int]
+    """By unit: additions onto channels that nothing but the head would read."""
+
+
+def count_readout(model: Classifier, pair_spikes: Mapping[str, int]) -> ReadoutCount:
+    """What changes in an account of additions when the head takes spikes.
+
+    The products of the head are no longer made either. Constants, which are added once
+    a cloud, and the division of the mean are counted in neither case.
+
+    Args:
+      model: The classifier.
+      pair_spikes: For each unit of `readout_units`, as `stage3/down`: its spikes, each
+        times the pairs of its voxel (the sum of `operations.LayerTotals.pair_spikes`).
+    """
+    names = readout_units(model)
+    added = {name: pair_spikes[name] * model.num_classes for name in names}
+    # Every other output of these units is summed into what a later neuron receives.
+    last = names[-1]
+    channels = model.architecture.stage_channels[-1]
+    return ReadoutCount(added, {last: pair_spikes[last] * channels})
+
+
 def classifier_on_spikes(
     model: Classifier,
     variables: dict[str, Any],
@@ -118,7 +148,8 @@ def classifier_on_spikes(
         for word in name.split("/"):
             unit, norm = unit[word], norm[word]
         found = norm["norm"]
-        factor = unit["norm"]["scale"] * jax.lax.rsqrt(found["var"] + _EPSILON)
+        variance = found["var"] + MaskedBatchNorm.epsilon
+        factor = unit["norm"]["scale"] * jax.lax.rsqrt(variance)
         kernel_map = levels[-2].down if name.endswith("/down") else None
         contributions.append(
             Contribution(

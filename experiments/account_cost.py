@@ -3,11 +3,14 @@
     python -m experiments.account_cost
     python -m experiments.account_cost --variants T L --small
 
-times a jitted forward pass of a network on one device, the same with every operation
-counted (`operations.count_operations`) and on binary spikes (`spike_driven`), in turns.
-Weights are random, of a size with which every layer fires. The last line of stdout is a
-JSON object: for each network the milliseconds, and the ratios to the plain pass round
-by round, medians and quartiles.
+times what a batch costs on one device, until its logits are on the host: a jitted
+forward pass of a network; the same with every operation counted, and the counts of the
+batch added up on the host, as in `e3dsnn energy` (`operations`); and the pass on binary
+spikes (`spike_driven`), in turns. Logits alone leave each program. Weights are random,
+of a size with which every layer fires. The last line of stdout is a JSON object: for
+each network the milliseconds, and the ratios to the plain pass round by round, of time
+and of CPU time (which others on the machine disturb less), medians and quartiles, with
+the load of the machine before and after.
 """
 
 import dataclasses
@@ -24,7 +27,8 @@ import tyro
 from e3dsnn_jax.backbone import VARIANTS
 from e3dsnn_jax.classifier import Classifier
 from e3dsnn_jax.cli import report_errors
-from e3dsnn_jax.operations import count_operations
+from e3dsnn_jax.layer_shapes import describe_layers
+from e3dsnn_jax.operations import LayerTotals, add_counts, count_operations
 from e3dsnn_jax.pyramid import build_pyramid
 from e3dsnn_jax.spike_driven import run_binary
 from e3dsnn_jax.training.config import Variant
@@ -80,42 +84,51 @@ def measure(config: AccountCost, variant: Variant) -> dict[str, Any]:
     )
     coords, rows = join_clouds(clouds)
     model = Classifier(VARIANTS[variant], NUM_CLASSES)
-    levels = jax.tree.map(
-        jnp.asarray, build_pyramid(coords, num_levels=model.architecture.num_levels)
-    )
+    host_levels = build_pyramid(coords, num_levels=model.architecture.num_levels)
+    levels = jax.tree.map(jnp.asarray, host_levels)
     features = jnp.asarray(pad_features(rows, rows=len(levels[0].coords)))
     options: dict[str, Any] = {"num_clouds": config.clouds, "train": False}
     variables = random_variables(model, features, levels, **options)
+    inputs = variables, features, levels
+    shapes = describe_layers(model, *inputs, **options)
+    binary = functools.partial(run_binary, model, neuron=model.neuron, **options)
+    plain = functools.partial(model.apply, **options)
 
-    def account(*inputs: Any) -> Any:
+    def count(*inputs: Any) -> Any:
         outputs, counts = count_operations(
             model, *inputs, spike_levels=model.neuron.levels, **options
         )
         return outputs[0], counts
 
-    binary = functools.partial(run_binary, model, neuron=model.neuron, **options)
-    plain = functools.partial(model.apply, **options)
-    programs = {
-        "plain": jax.jit(lambda *inputs: plain(*inputs)[0]),
-        "account": jax.jit(account),
-        "binary": jax.jit(lambda *inputs: binary(*inputs)[0]),
-    }
-    run = lambda program: jax.block_until_ready(program(variables, features, levels))
+    run_plain = jax.jit(lambda *inputs: plain(*inputs)[0])
+    run_account = jax.jit(count)
+    run_spikes = jax.jit(lambda *inputs: binary(*inputs)[0])
+
+    def account() -> dict[str, LayerTotals]:
+        logits, counts = run_account(*inputs)
+        np.asarray(logits)
+        return add_counts({}, counts, shapes, host_levels)
+
     cases = {
-        ("forward", name): functools.partial(run, program)
-        for name, program in programs.items()
+        ("forward", "plain"): lambda: np.asarray(run_plain(*inputs)),
+        ("forward", "account"): account,
+        ("forward", "binary"): lambda: np.asarray(run_spikes(*inputs)),
     }
     times = {
         name: timing
         for (_, name), timing in interleave(cases, repeats=config.repeats).items()
     }
-    wall = times["plain"].wall
     return {
         "variant": variant,
         "voxels": len(coords),
         "milliseconds": {name: spread(timing.wall) for name, timing in times.items()},
         "ratio": {
-            name: ratio(timing.wall, wall)
+            name: ratio(timing.wall, times["plain"].wall)
+            for name, timing in times.items()
+            if name != "plain"
+        },
+        "cpu_ratio": {
+            name: ratio(timing.cpu, times["plain"].cpu)
             for name, timing in times.items()
             if name != "plain"
         },
@@ -128,10 +141,12 @@ def run(config: AccountCost) -> None:
         config = dataclasses.replace(config, clouds=2, voxels=128, repeats=2)
     machine = describe_machine()
     rows = [measure(config, variant) for variant in config.variants]
+    after = describe_machine()["load_average"]
     answer = {
         "rows": rows,
         "machine": machine,
-        "busy": is_busy(machine["load_average"]),
+        "load_average_after": after,
+        "busy": is_busy(machine["load_average"]) or is_busy(after),
     }
     print(json.dumps(answer), flush=True)
 

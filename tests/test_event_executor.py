@@ -6,6 +6,8 @@ rounding, (n + 1) 2**-24 times the sum of the n absolute terms of each output, w
 from the counter itself: nothing is assumed of the weights.
 """
 
+import inspect
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -187,13 +189,64 @@ def test_what_does_not_fit_is_named(rng):
         ((events, coords[:-1], kernel, geometry), r"\d+ voxels have coordinates but"),
         ((events, coords, kernel[:, :2], geometry), "3 channels but the kernel takes"),
         ((events, coords, kernel[:8], geometry), "8 offsets but its geometry 27"),
-        ((events, coords[:, :3], kernel, geometry), "2 axes beside the batch index"),
-        ((events, coords * 0, kernel, geometry), "1 distinct cells: merge"),
-        ((events, coords, kernel, DOWN), "needs odd sizes"),
-        (
-            (events._replace(num_voxels=1), coords, kernel, geometry),
-            "but the layer ends at 0",
-        ),
+        ((events._replace(num_voxels=1), coords, kernel, geometry), "ends at 0"),
     ):
         with pytest.raises(ValueError, match=message):
             submanifold_events(*arguments)
+    with pytest.raises(ValueError, match="needs odd sizes"):
+        submanifold_events(events, coords, kernel[:8], DOWN)
+    with pytest.raises(ValueError, match=r"\[offsets, c_in, c_out\], got \(3, 4\)"):
+        inspect.unwrap(submanifold_events)(events, coords, kernel[0], geometry)
+
+
+def wrong_coords(coords):
+    twice, padded = coords.copy(), coords.copy()
+    twice[3], padded[-2:] = twice[1], -1
+    return {
+        "axes": (coords[:, :3], "2 axes beside the batch index but the geometry has 3"),
+        "shape": (coords[:, 0], r"shape \[voxels, 1 \+ axes\], got int32\[\d+\]"),
+        "duplicates": (twice, f"{len(coords)} rows but {len(coords) - 1} distinct"),
+        "all one cell": (coords * 0, "1 distinct cells: merge"),
+        "padding": (padded, rf"row {len(coords) - 2} is \[-1, -1, -1, -1\]"),
+        "fractions": (coords.astype(float), r"whole numbers .* got float64"),
+    }
+
+
+@pytest.mark.parametrize("case", wrong_coords(np.zeros((9, 4), np.int32)))
+def test_coordinates_that_are_no_cells_are_named(rng, case):
+    coords = random_coords(rng)
+    _, events, kernel = make_layer(rng, len(coords))
+    wrong, message = wrong_coords(coords)[case]
+    # Without the checks of types that tests alone have.
+    layers = submanifold_events, strided_events, inverse_events, linear_events
+    submanifold, strided, inverse, linear = map(inspect.unwrap, layers)
+    with pytest.raises(ValueError, match=f"input voxels.*{message}"):
+        submanifold(events, wrong, kernel, make_kernel(3))
+    with pytest.raises(ValueError, match=f"input voxels.*{message}"):
+        strided(events, wrong, kernel[:8], DOWN)
+    with pytest.raises(ValueError, match=f"input voxels.*{message}"):
+        inverse(events, wrong, coords, kernel[:8], DOWN)
+    with pytest.raises(ValueError, match=f"output voxels.*{message}"):
+        inverse(events, coords, wrong, kernel[:8], DOWN)
+    if case != "axes":  # a linear layer has no geometry that could differ
+        with pytest.raises(ValueError, match=f"input voxels.*{message}"):
+            linear(events, wrong, kernel[0])
+
+
+def test_a_linear_layer_has_voxels_of_any_axes(rng):
+    cells = np.argwhere(rng.random((2, 5, 4)) < 0.5).astype(np.int32)
+    spikes, events, kernel = make_layer(rng, len(cells), offsets=1)
+    result = linear_events(events, cells, kernel[0])
+    np.testing.assert_allclose(result.currents, spikes @ kernel[0].astype("f8"))
+
+
+def test_rows_may_come_in_any_order(rng):
+    coords = random_coords(rng)
+    spikes, events, kernel = make_layer(rng, len(coords), offsets=8)
+    order = rng.permutation(len(coords))
+    shuffled = to_events(spikes[order], levels=events.levels)
+    one = strided_events(events, coords, kernel, DOWN)
+    other = strided_events(shuffled, coords[order], kernel, DOWN)
+    np.testing.assert_array_equal(one.coords, other.coords)
+    np.testing.assert_array_equal(one.additions, other.additions)
+    np.testing.assert_allclose(one.currents, other.currents, atol=1e-12)
