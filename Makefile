@@ -12,7 +12,7 @@ WORKERS ?= 2
 PATHS := e3dsnn_jax svcca_jax experiments tests
 
 help:
-	@echo "make quickstart   install, train on embedded shapes, evaluate, draw figures"
+	@echo "make quickstart   install, train on embedded shapes, evaluate, analyse, report"
 	@echo "make test         install, lint, check types, run the tests"
 	@echo "make slow         the longer tests"
 	@echo "make lint         ruff and basedpyright only"

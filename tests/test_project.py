@@ -76,6 +76,9 @@ def test_ci_runs_every_check(tmp_path):
     fake = tmp_path / "make"
     fake.write_text('#!/bin/sh\necho "$PWD: make $*"\nexit 3\n')
     fake.chmod(0o755)
+    # And a browser that is there, so that none is installed.
+    (tmp_path / "chromedriver").write_text("#!/bin/sh\n")
+    (tmp_path / "chromedriver").chmod(0o755)
     done = subprocess.run(
         ["bash", script],
         env=os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
