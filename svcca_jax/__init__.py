@@ -3,6 +3,8 @@
 Layers are arrays [datapoints, neurons]; rows of two layers are the same datapoints.
 """
 
+from svcca_jax.bootstrap import bootstrap as bootstrap
+from svcca_jax.bootstrap import draw_weights as draw_weights
 from svcca_jax.cca import CCA as CCA
 from svcca_jax.cca import MeanCCA as MeanCCA
 from svcca_jax.cca import Variates as Variates
@@ -14,6 +16,8 @@ from svcca_jax.cka import CKA as CKA
 from svcca_jax.cka import LinearCKA as LinearCKA
 from svcca_jax.cka import linear_cka as linear_cka
 from svcca_jax.cka import linear_cka_from_moments as linear_cka_from_moments
+from svcca_jax.dynamics import bottom_up_test as bottom_up_test
+from svcca_jax.dynamics import convergence_steps as convergence_steps
 from svcca_jax.fourier import FourierCCA as FourierCCA
 from svcca_jax.fourier import MeanFourierCCA as MeanFourierCCA
 from svcca_jax.fourier import fourier_cca as fourier_cca
@@ -42,6 +46,15 @@ from svcca_jax.procrustes import Procrustes as Procrustes
 from svcca_jax.procrustes import ProcrustesSimilarity as ProcrustesSimilarity
 from svcca_jax.procrustes import procrustes_distance as procrustes_distance
 from svcca_jax.procrustes import procrustes_from_moments as procrustes_from_moments
+from svcca_jax.projection import Projector as Projector
+from svcca_jax.projection import highest_variance_neurons as highest_variance_neurons
+from svcca_jax.projection import leading as leading
+from svcca_jax.projection import merge as merge
+from svcca_jax.projection import pca_projector as pca_projector
+from svcca_jax.projection import project as project
+from svcca_jax.projection import random_neurons as random_neurons
+from svcca_jax.projection import refit as refit
+from svcca_jax.projection import svcca_projector as svcca_projector
 from svcca_jax.pwcca import PWCCA as PWCCA
 from svcca_jax.pwcca import MeanPWCCA as MeanPWCCA
 from svcca_jax.pwcca import pwcca as pwcca

@@ -116,9 +116,9 @@ def over_checkpoints(
         spans several processes, all of them read the same checkpoints.
 
     Raises:
-      ValueError: For no layers, a checkpoint with another number of layers, processes
-        that do not give the same, and as `cca.cca` with the numbers of checkpoint and
-        layer.
+      ValueError: For no layers, a checkpoint with another number of layers than the
+        references (any number will do for all pairs), processes that do not give the
+        same, and as `cca.cca` with the numbers of checkpoint and layer.
     """
     mesh = None if mesh is None else check_mesh(mesh)
     final, checked = _check_layers(references, "reference layer", measure, mask)
@@ -126,7 +126,7 @@ def over_checkpoints(
     dtype, prepared, placed_mask = None, None, checked
     values = []
     for number, checkpoint in enumerate(checkpoints):
-        if len(checkpoint) != len(final):
+        if not all_pairs and len(checkpoint) != len(final):
             raise ValueError(
                 f"checkpoint {number} has {len(checkpoint)} layers and the reference "
                 f"{len(final)}"

@@ -1,0 +1,1 @@
+"""The experiments of the SVCCA papers on dense and convolutional networks."""
