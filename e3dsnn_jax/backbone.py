@@ -16,7 +16,7 @@ from e3dsnn_jax.spike import Neuron
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Widths and depths of the encoder."""
+    """Widths and depths of a network."""
 
     in_channels: int = 6
     """Channels of the voxel features."""
@@ -26,6 +26,8 @@ class Architecture:
     """Channels of each stage; each stage halves the resolution first."""
     stage_depths: tuple[int, ...] = (1, 1, 1, 1)
     """Blocks of each stage."""
+    decoder_channels: tuple[int, ...] | None = None
+    """Channels of the decoder's stages, the finest first; None without a decoder."""
 
     def __post_init__(self):
         """Raises ValueError if the stages' widths and depths do not pair up."""
@@ -34,11 +36,33 @@ class Architecture:
                 f"stage_channels has {len(self.stage_channels)} entries but "
                 f"stage_depths has {len(self.stage_depths)}"
             )
+        if self.decoder_channels is None:
+            return
+        if len(self.decoder_channels) != len(self.stage_channels):
+            raise ValueError(
+                f"decoder_channels has {len(self.decoder_channels)} entries but "
+                f"stage_channels has {len(self.stage_channels)}: the decoder has a "
+                "stage for each of the encoder"
+            )
+
+    @property
+    def encoder(self) -> "Architecture":
+        """The same network without its decoder."""
+        return dataclasses.replace(self, decoder_channels=None)
 
     @property
     def num_levels(self) -> int:
         """Resolutions: that of the stem, and one a stage."""
         return 1 + len(self.stage_channels)
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """The blocks in their order, as their outputs are named."""
+        names = ["stem"]
+        for stage, depth in enumerate(self.stage_depths):
+            names.append(f"stage{stage}/down")
+            names += [f"stage{stage}/block{block}" for block in range(depth)]
+        return tuple(names)
 
 
 VARIANTS: dict[str, Architecture] = {
@@ -78,13 +102,13 @@ class Stem(nn.Module):
                 compute=self.compute,
                 name=f"unit{index}",
             )
-            x, inner = _call(
+            x, inner = call_part(
                 unit, x, level.submanifold, mask, compute=self.compute, train=train
             )
             if index == 0:
                 time = 1 if self.neuron.relu else self.neuron.time_steps
                 x = jnp.broadcast_to(x, (x.shape[0], time, self.channels))
-            activations |= _named(f"unit{index}", x, inner)
+            activations |= name_activations(f"unit{index}", x, inner)
         return x, activations
 
 
@@ -98,6 +122,8 @@ class Block(nn.Module):
     neuron: Neuron
     batch_axis: str | None = None
     compute: Compute = Compute()
+    input_gradient: bool = True
+    """Whether anything before this block learns."""
 
     @nn.compact
     def __call__(
@@ -117,10 +143,11 @@ class Block(nn.Module):
                 self.neuron,
                 batch_axis=self.batch_axis,
                 compute=self.compute,
+                input_gradient=index > 0 or self.input_gradient,
                 name=f"unit{index}",
             )
             x, inner = module(x, level.submanifold, mask, train=train)
-            activations.update(_named(f"unit{index}", x, inner))
+            activations.update(name_activations(f"unit{index}", x, inner))
             return x
 
         membrane = membrane + unit(0, membrane)
@@ -135,6 +162,9 @@ class Stage(nn.Module):
     neuron: Neuron
     batch_axis: str | None = None
     compute: Compute = Compute()
+    frozen_blocks: int = -1
+    """How many blocks here are frozen, `down` first; 0 if only all before them are, and
+    less if not even those."""
 
     @nn.compact
     def __call__(
@@ -156,24 +186,38 @@ class Stage(nn.Module):
             kernel_init=strided_init,
             batch_axis=self.batch_axis,
             compute=self.compute,
+            input_gradient=self.frozen_blocks != 0,
             name="down",
         )
-        membrane, inner = _call(
-            down, membrane, fine.down, mask, compute=self.compute, train=train
+        membrane, inner = call_part(
+            down,
+            membrane,
+            fine.down,
+            mask,
+            compute=self.compute,
+            train=train,
+            frozen=self.frozen_blocks > 0,
         )
-        activations = _named("down", membrane, inner)
+        activations = name_activations("down", membrane, inner)
         for index in range(self.depth):
             block = Block(
                 self.channels,
                 self.neuron,
                 self.batch_axis,
                 self.compute,
+                input_gradient=self.frozen_blocks != index + 1,
                 name=f"block{index}",
             )
-            membrane, inner = _call(
-                block, membrane, coarse, mask, compute=self.compute, train=train
+            membrane, inner = call_part(
+                block,
+                membrane,
+                coarse,
+                mask,
+                compute=self.compute,
+                train=train,
+                frozen=self.frozen_blocks > index + 1,
             )
-            activations |= _named(f"block{index}", membrane, inner)
+            activations |= name_activations(f"block{index}", membrane, inner)
         return membrane, activations
 
 
@@ -187,6 +231,9 @@ class Backbone(nn.Module):
     neuron: Neuron = Neuron()
     batch_axis: str | None = None
     compute: Compute = Compute()
+    frozen_blocks: int = 0
+    """Leading blocks (`Architecture.block_names`) that stay as they are: they normalise
+    by their running statistics, training or not, and no gradient passes them."""
 
     @nn.compact
     def __call__(
@@ -199,9 +246,21 @@ class Backbone(nn.Module):
         """Returns the membranes of the last stage, and every activation by name.
 
         Raises:
-          ValueError: If the features or the levels do not fit the architecture.
+          ValueError: If the features, the levels or the number of frozen blocks do not
+            fit the architecture.
         """
         size = self.architecture
+        if size.decoder_channels is not None:
+            raise ValueError(
+                "this architecture has a decoder, that is of a segmentation network; "
+                "the encoder alone is `architecture.encoder`"
+            )
+        if not 0 <= self.frozen_blocks <= len(size.block_names):
+            raise ValueError(
+                f"frozen_blocks={self.frozen_blocks}, but the network has "
+                f"{len(size.block_names)} blocks: ask for 0 to "
+                f"{len(size.block_names)}"
+            )
         if features.shape[-1] != size.in_channels:
             raise ValueError(
                 f"features have {features.shape[-1]} channels but the network takes "
@@ -221,27 +280,46 @@ class Backbone(nn.Module):
         options = (self.neuron, self.batch_axis, self.compute)
         mask = voxel_mask(levels[0].coords)
         stem = Stem(size.embed_channels, *options, name="stem")
-        x, inner = stem(features, levels[0], mask, train=train)
-        activations = _named("stem", x, inner)
+        frozen = self.frozen_blocks
+        x, inner = stem(features, levels[0], mask, train=train and not frozen)
+        x = jax.lax.stop_gradient(x) if frozen else x
+        activations = name_activations("stem", x, inner)
+        frozen -= 1
         stages = zip(size.stage_channels, size.stage_depths, strict=True)
         for index, (channels, depth) in enumerate(stages):
-            stage = Stage(channels, depth, *options, name=f"stage{index}")
+            stage = Stage(
+                channels,
+                depth,
+                *options,
+                frozen_blocks=frozen,
+                name=f"stage{index}",
+            )
             x, inner = stage(x, levels[index], levels[index + 1], train=train)
-            activations |= _named(f"stage{index}", x, inner)
+            activations |= name_activations(f"stage{index}", x, inner)
+            frozen -= 1 + depth
         return x, activations
 
 
-def _call(
-    part: nn.Module, *arguments: Any, compute: Compute, train: bool
+def call_part(
+    part: nn.Module,
+    *arguments: Any,
+    compute: Compute,
+    train: bool,
+    frozen: bool = False,
 ) -> tuple[Array, Activations]:
-    """Calls a part of the network; with rematerialisation only its inputs are kept."""
+    """Calls a part of the network; with rematerialisation only its inputs are kept.
+
+    A frozen part runs in inference mode, and no gradient passes it.
+    """
 
     def run(part: Any, *arguments: Any) -> tuple[Array, Activations]:
-        return part(*arguments, train=train)
+        return part(*arguments, train=train and not frozen)
 
+    if frozen:
+        return jax.lax.stop_gradient(run(part, *arguments))
     return (nn.remat(run) if compute.rematerialise else run)(part, *arguments)
 
 
-def _named(name: str, output: Array, inner: Activations) -> Activations:
+def name_activations(name: str, output: Array, inner: Activations) -> Activations:
     """Activations of a child module under its name, and its output as the name."""
     return {f"{name}/{key}": value for key, value in inner.items()} | {name: output}

@@ -28,6 +28,9 @@ class Classifier(nn.Module):
     """Mesh axis over which BatchNorm statistics are global; None on one device."""
     compute: Compute = Compute()
     """Number type, order of sums, and what is kept for the backward pass."""
+    frozen_blocks: int = 0
+    """Leading blocks of the encoder that training leaves as they are; see `Backbone`.
+    """
 
     @nn.compact
     def __call__(
@@ -56,6 +59,7 @@ class Classifier(nn.Module):
             self.neuron,
             self.batch_axis,
             self.compute,
+            self.frozen_blocks,
             name="backbone",
         )
         membrane, activations = backbone(features, levels, train=train)

@@ -1,14 +1,16 @@
-"""The command line: `e3dsnn train | evaluate | energy | predict | convert | pack`.
+"""The command line: `e3dsnn train | evaluate | energy | analyse | report | ...`.
 
 What a command answers goes to stdout, progress and errors to stderr. Modules are
 imported where they are used, so that help and mistyped options answer at once.
 """
 
+import dataclasses
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +48,18 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True)
+class NeuronOptions:
+    """Neurons of a weights file, which does not tell them; a run knows its own."""
+
+    levels: int | None = None
+    """Largest spike of a time step (D); 4 if omitted."""
+    time_steps: int | None = None
+    """Time steps (T); 1 if omitted."""
+    relu: bool = False
+    """ReLU instead of spikes."""
+
+
+@dataclass(frozen=True)
 class EnergyOptions:
     """Counts and prices what a network does: additions, products, memory, energy."""
 
@@ -61,9 +75,31 @@ class EnergyOptions:
     """The run's latest checkpoint, or the most accurate one."""
     voxel_size: float = 0.01
     """For a weights file: edge of a voxel that the network was trained with."""
+    neuron: NeuronOptions = NeuronOptions()
+    """For a weights file: its neurons."""
+    head_on_spikes: bool = False
+    """Account for the network with a head that takes spikes, too: more additions, and
+    no products but those of the first layer."""
+    prices: Path | None = None
+    """JSON file of what operations and memories cost, as `prices_pj` of an energy.json;
+    the constants of 45 nm CMOS if omitted."""
     out: Path | None = None
     """Folder for energy.json and the figure. If omitted: the run folder, or for other
-    data `energy_<data>_<split>` in it, or `<weights>_energy`."""
+    data `energy_<data>_<split>` in it, or `<weights>_energy`; with --head-on-spikes
+    `energy_head_on_spikes`, or such a name behind it."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Writes report.html, one page on a run that opens without a network."""
+
+    run: Positional[Path]
+    """Folder of a training run, finished or not."""
+    clouds: int = 400
+    """Evaluated clouds, a fixed random choice, among which wrong ones are looked for to
+    be shown; 0 leaves clouds out and runs no network."""
+    out: Path | None = None
+    """The file to write; `report.html` in the run folder if omitted."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +255,10 @@ def _train(words: Sequence[str]) -> None:
 
     if WITH_PARENT in os.environ:
         end_with_parent()
-    result = train(command.config)
+    config = command.config
+    if command.analyse and config.checkpoints is None:
+        config = dataclasses.replace(config, checkpoints=20)
+    result = train(config)
     if not is_first():
         return
     evaluation = result.evaluation
@@ -229,6 +268,18 @@ def _train(words: Sequence[str]) -> None:
         f"{result.seconds:.0f} s, {result.programs_compiled} programs compiled; "
         f"{result.run}"
     )
+    if command.analyse:
+        _analyse_after_training(result.run)
+
+
+def _analyse_after_training(run: Path) -> None:
+    import jax
+
+    if jax.process_count() > 1:
+        # The others have ended, and would be missed.
+        print(f"To compare its layers: e3dsnn analyse {run}", file=sys.stderr)
+        return
+    _analyse([str(run)])
 
 
 def _evaluate(words: Sequence[str]) -> None:
@@ -303,10 +354,40 @@ def _energy(words: Sequence[str]) -> None:
     options = _parse(EnergyOptions, "energy", words)
     from e3dsnn_jax.energy_command import run_energy
     from e3dsnn_jax.energy_report import format_account
+    from e3dsnn_jax.spike import Neuron
 
-    account, out = run_energy(**vars(options), on_batch=_show_progress)
+    told = {
+        name: value
+        for name, value in vars(options.neuron).items()
+        if value is not None and value is not False
+    }
+    neurons = {"neuron": Neuron(**told) if told else None}
+    account, out = run_energy(**vars(options) | neurons, on_batch=_show_progress)
     print(format_account(account))
     print(f"Details and a figure are in {out}.", file=sys.stderr)
+
+
+def _report(words: Sequence[str]) -> None:
+    """Write one page on a run: curves, classes, clouds, layers."""
+    options = _parse(ReportOptions, "report", words)
+    from e3dsnn_jax.report.command import run_report
+
+    report = run_report(**vars(options), on_batch=_show_progress)
+    for note in report.notes:
+        print(note, file=sys.stderr)
+    print(report.path)
+
+
+def _analyse(words: Sequence[str]) -> None:
+    """Compare the layers of a run over training, and with its classes."""
+    from e3dsnn_jax.analysis.command import AnalyseOptions, run_analysis
+    from e3dsnn_jax.analysis.record import format_analysis
+
+    options = _parse(AnalyseOptions, "analyse", words)
+    show = partial(_show_progress, what="checkpoints")
+    described, out = run_analysis(options, on_step=show)
+    print(format_analysis(described))
+    print(f"Details and figures are in {out}.", file=sys.stderr)
 
 
 def _predict(words: Sequence[str]) -> None:
@@ -384,16 +465,18 @@ def _pack(words: Sequence[str]) -> None:
         )
 
 
-def _show_progress(done: int, total: int) -> None:
+def _show_progress(done: int, total: int, what: str = "batches") -> None:
     if sys.stderr.isatty() or done == total:
         end = "\n" if done == total else "\r"
-        print(f"evaluated {done} of {total} batches", end=end, file=sys.stderr)
+        print(f"evaluated {done} of {total} {what}", end=end, file=sys.stderr)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "energy": _energy,
+    "analyse": _analyse,
+    "report": _report,
     "predict": _predict,
     "convert": _convert,
     "pack": _pack,

@@ -49,6 +49,21 @@ def strided_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def fold_norm(
+    scale: Float[Array, " channels"],
+    bias: Float[Array, " channels"],
+    mean: Float[Array, " channels"],
+    var: Float[Array, " channels"],
+    epsilon: float,
+) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
+    r"""BatchNorm in inference as one product and one sum: its factor and its shift.
+
+    .. math:: f = \gamma / \sqrt{\sigma^2 + \epsilon}, \qquad y = f x + (\beta - f \mu)
+    """
+    factor = scale * jax.lax.rsqrt(var + epsilon)
+    return factor, bias - mean * factor
+
+
 class MaskedBatchNorm(nn.Module):
     r"""BatchNorm over real voxels and time; padding rows come out exactly 0.
 
@@ -184,6 +199,8 @@ class Unit(nn.Module):
     kernel_init: Initializer = submanifold_init
     batch_axis: str | None = None
     compute: Compute = Compute()
+    input_gradient: bool = True
+    """Whether anything before this unit learns."""
 
     @nn.compact
     def __call__(
@@ -204,7 +221,7 @@ class Unit(nn.Module):
             self.num_offsets,
             self.kernel_init,
             integer_inputs=self.neuron is not None and not self.neuron.relu,
-            input_gradient=self.neuron is not None,
+            input_gradient=self.neuron is not None and self.input_gradient,
             compute=self.compute,
             name="conv",
         )

@@ -4,8 +4,9 @@
 
 trains the T network on 2,000 procedural clouds of 16 classes, and once more on a tenth
 of them, in under four minutes on two CPU cores, with at least 90 % on the test split.
-Writes figures and a table (`results.md`) into the run folder. The last line of stdout
-is a JSON object with accuracy, seconds, programs_compiled, run and more.
+Writes figures, a table (`results.md`) and a page to look at (`report.html`) into the
+run folder. The last line of stdout is a JSON object with accuracy, seconds,
+programs_compiled, run, report and more.
 """
 
 import dataclasses
@@ -18,9 +19,11 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from e3dsnn_jax.analysis.command import AnalyseOptions, run_analysis
 from e3dsnn_jax.cli import report_errors
 from e3dsnn_jax.data.augment import Augment, normalize
 from e3dsnn_jax.figures import draw_clouds
+from e3dsnn_jax.report.command import run_report
 from e3dsnn_jax.training.config import (
     DataConfig,
     ModelConfig,
@@ -68,6 +71,7 @@ def make_configs(options: Quickstart, run: Path) -> dict[str, TrainConfig]:
         recipe=dataclasses.replace(RECIPE, epochs=options.epochs),
         seed=options.seed,
         evaluate_every_epochs=max(options.epochs // 2, 1),
+        checkpoints=20,
     )
     configs = {"all": whole}
     if options.tenth_epochs:
@@ -76,6 +80,7 @@ def make_configs(options: Quickstart, run: Path) -> dict[str, TrainConfig]:
             run=run / "tenth_of_data",
             data=dataclasses.replace(whole.data, fraction=0.1),
             recipe=dataclasses.replace(whole.recipe, epochs=options.tenth_epochs),
+            checkpoints=None,
             evaluate_every_epochs=options.tenth_epochs,
         )
     if options.smoke:
@@ -127,6 +132,12 @@ def draw_sample(config: TrainConfig, result: TrainResult) -> None:
     )
 
 
+def write_page(result: TrainResult) -> Path:
+    """Analyses a run that has just been trained; writes its page, returns its path."""
+    run_analysis(AnalyseOptions(result.run))
+    return run_report(result.run, evaluation=result.evaluation).path
+
+
 def run(options: Quickstart) -> None:
     """Trains on all data and on a tenth, and prints the JSON line."""
     started = time.monotonic()
@@ -142,11 +153,13 @@ def run(options: Quickstart) -> None:
     (folder / "results.md").write_text(table + "\n")
     print(f"\n{table}\n\nFigures are in {folder}/*/figures.\n", file=sys.stderr)
     whole, tenth = results["all"], results.get("a tenth")
+    report = write_page(whole)
     answer = {
         "accuracy": whole.evaluation.accuracy,
         "seconds": round(time.monotonic() - started, 1),
         "programs_compiled": whole.programs_compiled,
         "run": str(whole.run),
+        "report": str(report),
         "mean_class_accuracy": whole.evaluation.mean_class_accuracy,
         "accuracy_on_a_tenth": tenth and tenth.evaluation.accuracy,
     }

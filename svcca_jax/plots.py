@@ -80,6 +80,7 @@ def plot_training(
     steps: ArrayLike,
     names: Sequence[str],
     other_names: Sequence[str] | None = None,
+    baseline: ArrayLike | None = None,
     title: str | None = None,
     label: str = "SVCCA similarity",
 ) -> Figure:
@@ -95,6 +96,8 @@ def plot_training(
       steps: Training step of each checkpoint.
       names: Names of the layers, and of those at the end too without `other_names`.
       other_names: Names of the layers at the end.
+      baseline: Similarities of random activations of the same shapes [layers, other
+        layers], in a last panel.
       title: Title of the figure.
       label: What the values are.
 
@@ -108,7 +111,13 @@ def plot_training(
     grids = _check_array(values, "values", "checkpoints", "layers", "other layers")
     shape = grids.shape[1:]
     others = _check_names_of_grid(shape, names, other_names)
-    at = _check_steps(steps, len(grids))
+    titles = [f"step {step:,}" for step in _check_steps(steps, len(grids))]
+    if baseline is not None:
+        random = _check_array(baseline, "baseline", "layers", "other layers")
+        if random.shape != shape:
+            raise ValueError(f"values are {shape} but the baseline is {random.shape}")
+        grids = np.concatenate([grids, random[None]])
+        titles.append("random")
     down = -(-len(grids) // 5)
     across = -(-len(grids) // down)
     cell = min(0.3, 2.4 / max(shape))
@@ -119,7 +128,7 @@ def plot_training(
             continue
         image = _draw_map(axes, grids[place], names, others, cell, 0, 1)
         axes.invert_yaxis()
-        axes.set_title(f"step {at[place]:,}", fontsize=10)
+        axes.set_title(titles[place], fontsize=10)
         axes.set(xlabel="layer at the end", ylabel="layer at the step")
         axes.label_outer()
         if place + across >= len(grids):
@@ -137,6 +146,7 @@ def plot_dynamics(
     *,
     steps: ArrayLike,
     names: Sequence[str],
+    baseline: ArrayLike | None = None,
     title: str | None = None,
     label: str = "similarity with the end of training",
 ) -> Figure:
@@ -146,6 +156,8 @@ def plot_dynamics(
       values: Similarities [checkpoints, layers], such as `over_checkpoints` returns.
       steps: Training step of each checkpoint.
       names: Names of the layers in order of depth, which runs from dark to light.
+      baseline: Similarity of random activations of the shape of each layer [layers], a
+        grey band from the least to the greatest.
       title: Title of the figure.
       label: What the values are.
 
@@ -159,6 +171,12 @@ def plot_dynamics(
     at = _check_steps(steps, len(curves))
     figure = Figure(layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel=label, title=title or "")
+    if baseline is not None:
+        random = _check_array(baseline, "baseline", "layers")
+        _check_count("baseline", len(random), "layers", "names", len(names))
+        axes.axhspan(
+            random.min(), random.max(), color=_GREY, alpha=0.3, lw=0, label="random"
+        )
     _draw_lines(figure, axes, at, curves.T, names)
     return figure
 

@@ -128,7 +128,7 @@ def test_energy_prints_a_table_and_writes_files(
     assert f"are in {tmp_path / 'run'}." in told.err
     stored = json.loads((tmp_path / "run" / "energy.json").read_text())
     assert (stored["clouds"], stored["step"], stored["source"]) == (6, 6, str(run))
-    assert stored["synaptic_operations"] > 0
+    assert stored["totals_over_clouds"]["synaptic_operations"] > 0
     assert (tmp_path / "run" / "figures" / "energy.png").stat().st_size > 10_000
     # From a weights file, on half of the clouds.
     weights = tmp_path / "network.npz"
@@ -153,8 +153,9 @@ def test_energy_of_a_network_without_spikes_says_so(
     assert main(["energy", str(other), "--clouds", "2"]) == 0
     assert "Note: This network does not spike" in capsys.readouterr().out
     stored = json.loads((other / "energy.json").read_text())
-    assert stored["synaptic_operations"] == 0
-    assert stored["macs"] == stored["equivalent_macs"]
+    totals = stored["totals_over_clouds"]
+    assert totals["synaptic_operations"] == 0
+    assert totals["macs"] == totals["equivalent_macs"]
 
 
 def test_energy_of_the_checkpoint_of_another_variant_is_refused(

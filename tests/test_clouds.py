@@ -9,6 +9,7 @@ from e3dsnn_jax.data.clouds import (
     check_cloud,
     check_index,
     labels_of,
+    shuffle_labels,
     take_fraction,
     unit_normals,
 )
@@ -130,3 +131,19 @@ def test_fraction_of_unlabelled_clouds():
 def test_fraction_outside_its_range(fraction):
     with pytest.raises(ValueError, match=r"expected a number in \(0, 1\]"):
         take_fraction(dataset(0), fraction)
+
+
+def test_shuffled_labels_are_dealt_to_other_clouds_and_stay_the_same():
+    before = np.repeat([0, 1, 2], 20)
+    dataset = ListOfClouds(list(enumerate(before.tolist())))
+    one, again, other = (shuffle_labels(dataset, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(labels_of(one), labels_of(again))
+    assert (labels_of(one) != labels_of(other)).any()
+    assert (labels_of(one) != before).mean() > 0.5
+    np.testing.assert_array_equal(np.sort(labels_of(one)), before)
+    assert one[7].label == labels_of(one)[7]
+    assert one[-1].label == labels_of(one)[-1]
+    np.testing.assert_array_equal(one[7].points, dataset[7].points)
+    assert one.class_names == dataset.class_names
+    with pytest.raises(IndexError):
+        one[len(one)]

@@ -6,11 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import share_compilations
+from tiny_run import make_data, share_compilations, write_run
 
 from e3dsnn_jax.data.open import open_dataset
 from e3dsnn_jax.training.config import PAPER_RECIPE, TrainConfig, check_config
-from experiments import kicad40, modelnet40, quickstart, smoke
+from experiments import (
+    account_cost,
+    binary_spikes,
+    kicad40,
+    modelnet40,
+    quickstart,
+    smoke,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -52,8 +59,74 @@ def test_quickstart(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     table = (run / "results.md").read_text()
     assert "| all | 1 |" in table
     assert "| a tenth | 1 |" in table
-    figures = {path.name for path in (Path(answer["run"]) / "figures").iterdir()}
-    assert figures == {"clouds.png", "confusion.png", "firing.png", "training.png"}
+    figures = {path.stem for path in (Path(answer["run"]) / "figures").iterdir()}
+    assert figures == {
+        *("clouds", "confusion", "firing", "training"),
+        *("class_information", "layers_against_layers", "learning_dynamics"),
+    }
+    page = Path(answer["report"])
+    assert page.name == "report.html"
+    assert "stage0/down" in page.read_text()
+
+
+def test_binary_spikes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = write_run(make_data(tmp_path))
+    assert binary_spikes.main([str(run), "--float64-clouds", "3"]) == 0
+    (answer,) = answers(capsys)
+    assert answer["clouds"] == 6
+    assert answer["changed"] == answer["head_changed"] == 0
+    assert answer["flipped_spikes"] == 0
+    assert answer["batches"] == answer["batches_without_flips"] == 2
+    assert 0 <= answer["worst_logit"] < 1e-5
+    assert answer["float64"]["clouds"] == 3
+    assert 0 < answer["float64"]["worst"] < 1e-9 == answer["float64"]["limit"]
+    assert set(answer["layers"].values()) == {0.0}
+
+    def flip(model, variables, batch):
+        integer, (logits, activations), head = run_all(model, variables, batch)
+        name = "stage0/down/spikes"
+        flipped = activations | {name: activations[name].at[0, 0, 0].add(1)}
+        return integer, (logits, flipped), head
+
+    run_all = binary_spikes.run_all
+    monkeypatch.setattr(binary_spikes, "run_all", flip)
+    assert binary_spikes.main([str(run), "--float64-clouds", "0"]) == 0
+    (answer,) = answers(capsys)
+    assert (answer["flipped_spikes"], answer["float64"]) == (2, None)
+    assert (answer["batches_without_flips"], answer["worst_logit"]) == (0, None)
+    # Most neurons of this run send more than one binary spike.
+    assert 0 < answer["flipped_of_spikes"] < answer["flipped"]
+    # In float64 such a difference is no rounding.
+    assert binary_spikes.main([str(run), "--float64-clouds", "2"]) == 2
+    assert "spikes differ by 1.0e+00, more than 1e-09" in capsys.readouterr().err
+
+
+def test_binary_spikes_of_a_negative_number_of_clouds(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    assert binary_spikes.main([str(tmp_path), "--float64-clouds", "-1"]) == 2
+    assert "--float64-clouds must be 0 or more, got -1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_account_is_timed_with_its_sums_on_the_host(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    calls = []
+
+    def counted(*arguments):
+        calls.append(add_counts(*arguments))
+        return calls[-1]
+
+    add_counts = account_cost.add_counts
+    monkeypatch.setattr(account_cost, "add_counts", counted)
+    assert account_cost.main(["--variants", "T", "--small"]) == 0
+    (answer,) = answers(capsys)
+    assert answer["load_average_after"] is None or answer["load_average_after"] >= 0
+    assert len(calls) == 2 + 2  # rounds that warm up, rounds that are timed
+    assert calls[0]["stem/unit1"].spikes > 0
 
 
 def test_kicad40_settings_are_those_of_the_comparison(tmp_path: Path):

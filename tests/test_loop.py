@@ -224,10 +224,10 @@ def test_step_that_is_not_finite_stops_the_run(
         setup, state = make_train_step(config, data)
 
         def step(state, batch):
-            state, metrics = setup.train_step(state, batch)
+            state, metrics = setup.train_steps[0](state, batch)
             return state, metrics._replace(**{field: jnp.float32(jnp.nan)})
 
-        return setup._replace(train_step=step), state
+        return setup._replace(train_steps={0: step}), state
 
     monkeypatch.setattr(loop, "make_setup", make_broken)
     run = f"broken_{field}"

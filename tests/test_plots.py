@@ -333,3 +333,32 @@ def test_the_package_does_not_import_matplotlib():
         "import svcca_jax.plots; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_random_baselines_are_drawn_and_checked():
+    grids = np.linspace(0, 1, 18).reshape(2, 3, 3)
+    plain = plots.plot_training(grids, steps=[0, 5], names=list("abc"))
+    random = np.full((3, 3), 0.25)
+    figure = plots.plot_training(
+        grids, steps=[0, 5], names=list("abc"), baseline=random
+    )
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == ["step 0", "step 5", "random"]
+    assert len(figure.axes) == len(plain.axes) + 1
+    image = next(axes for axes in figure.axes if axes.get_title() == "random").images[0]
+    np.testing.assert_array_equal(np.asarray(image.get_array()), random)
+    with pytest.raises(ValueError, match=r"\(3, 3\) but the baseline is \(2, 2\)"):
+        plots.plot_training(
+            grids, steps=[0, 5], names=list("abc"), baseline=np.zeros((2, 2))
+        )
+    curves = np.linspace(0, 1, 6).reshape(2, 3)
+    drawn = plots.plot_dynamics(
+        curves, steps=[0, 5], names=list("abc"), baseline=[0.1, 0.2, 0.3]
+    )
+    (band,) = drawn.axes[0].patches
+    assert band.get_y() == pytest.approx(0.1)
+    assert band.get_height() == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="2 layers but names has 3"):
+        plots.plot_dynamics(
+            curves, steps=[0, 5], names=list("abc"), baseline=[0.1, 0.2]
+        )

@@ -42,6 +42,10 @@ class Position(NamedTuple):
     window: list[list[float]]
     """Loss, correct clouds, clouds and gradient norm of the steps since the last line
     of metrics."""
+    frozen_blocks: int = 0
+    """Blocks that are frozen."""
+    streaks: list[int] | None = None
+    """Of each block, if a guide decides which are frozen; see `freeze.Frozen`."""
 
 
 class Checkpoints:
@@ -69,6 +73,8 @@ class Checkpoints:
         }
         if state.ema is not None:
             items["averages"] = state.ema
+        if state.last_look is not None:
+            items["last_look"] = state.last_look
         with naming(self._run / LATEST):
             writer = self._writer(LATEST)
             writer.wait_until_finished()
@@ -128,6 +134,8 @@ class Checkpoints:
         }
         if template.ema is not None:
             templates["averages"] = template.ema
+        if template.last_look is not None:
+            templates["last_look"] = template.last_look
         folder = self._run / LATEST
         steps = _steps(folder)
         for step in steps:
@@ -146,6 +154,7 @@ class Checkpoints:
                 batch_stats=items["model"]["batch_stats"],
                 opt_state=optimizer["opt_state"],
                 ema=items.get("averages"),
+                last_look=items.get("last_look"),
             )
             return state, position
         if steps:
@@ -232,6 +241,34 @@ def restore_variables(run: Path, *, which: Which = "last") -> Restored:
                 return Restored(items[name], step)
     what = f"none of {', '.join(tried)} can be read" if tried else "there is none yet"
     raise CheckpointError(f"{run}: no checkpoint to restore: {what}")
+
+
+def saved_steps(run: Path) -> list[int]:
+    """Steps of a run's checkpoints, in the order of training; empty without any."""
+    return _steps(run / LATEST)[::-1]
+
+
+def restore_step(run: Path, step: int) -> dict[str, Any]:
+    """Reads the variables to evaluate of one step; changes nothing in the run folder.
+
+    Args:
+      run: Folder of the run.
+      step: One of `saved_steps`.
+
+    Raises:
+      CheckpointError: If that checkpoint cannot be read.
+    """
+    path = run / LATEST
+    averaged = (path / str(step) / "averages").is_dir()
+    name = "averages" if averaged else "model"
+    with _manager(path, keep=None) as manager:
+        try:
+            items, _ = _load(manager, step, {name: None})
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {path} cannot be read: {error}"
+            ) from error
+    return items[name]
 
 
 def _steps(folder: Path) -> list[int]:

@@ -17,6 +17,7 @@ from e3dsnn_jax.backbone import VARIANTS, Architecture
 from e3dsnn_jax.data.augment import Augment
 from e3dsnn_jax.layers import Compute, Precision
 from e3dsnn_jax.spike import Neuron
+from e3dsnn_jax.training.freeze import GuidedFreeze, LinearFreeze, check_freeze
 from e3dsnn_jax.training.optimizer import AdamW, Sgd
 from e3dsnn_jax.training.schedule import Cosine, MultiStep, OneCycle
 
@@ -35,6 +36,18 @@ ScheduleChoice = (
     ]
     | Annotated[OneCycle, _choice(description="Cosine up to the peak, then down.")]
     | Annotated[Cosine, _choice(description="Linear warm-up, then a cosine down.")]
+)
+FreezeChoice = (
+    Annotated[
+        LinearFreeze,
+        _choice(description="Blocks are frozen from below at evenly spaced steps."),
+    ]
+    | Annotated[
+        GuidedFreeze,
+        _choice(
+            description="Blocks are frozen from below when SVCCA says they settled."
+        ),
+    ]
 )
 
 
@@ -56,6 +69,10 @@ class DataConfig:
     hold_out: str | None = None
     """Name of a training shard, such as train_5.npz, that is left out of training and
     evaluated instead of the test split: for choosing a recipe."""
+    shuffle_labels: int | None = None
+    """Deals the labels of the training clouds to other ones by this seed, the same in
+    every epoch, so that they can be memorised and nothing else; those that the run is
+    evaluated on stay true."""
     workers: int = 0
     """Worker processes that prepare batches; 0 prepares them in this process."""
     prefetch: int = 4
@@ -139,6 +156,8 @@ class Recipe:
     memory; BatchNorm then sees one part of every device at a time."""
     clip_norm: float | None = None
     """Largest global norm of a gradient; no limit if omitted."""
+    freeze: FreezeChoice | None = None
+    """When blocks are frozen, from the input upwards; never if omitted."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +181,9 @@ class TrainConfig:
     """Epochs between checkpoints."""
     checkpoint_every_steps: int | None = None
     """Steps between further checkpoints, for long epochs; none if omitted."""
+    checkpoints: int | None = None
+    """Checkpoints of the whole run, evenly spaced and all kept, to see how it learns
+    (`e3dsnn analyse`); then those of `checkpoint_every_epochs` are left out."""
     keep: int = 2
     """Latest checkpoints that are kept, beside the best one."""
     log_every_steps: int = 10
@@ -179,6 +201,9 @@ class TrainCommand:
     """Start so many processes on this machine's CPU and train in all of them, for
     trial. Leave it out under a launcher (Slurm, mpirun, torchrun): its processes find
     each other. A run may be resumed with another number."""
+    analyse: bool = False
+    """Keep 20 checkpoints (or `--checkpoints`) and compare the layers over training
+    when it is done, as `e3dsnn analyse` does."""
 
 
 PAPER_RECIPE = Recipe()
@@ -199,6 +224,7 @@ FREE_FIELDS = (
     "devices",
     "checkpoint_every_epochs",
     "checkpoint_every_steps",
+    "checkpoints",
     "keep",
 )
 
@@ -227,6 +253,7 @@ def check_config(config: TrainConfig) -> None:
         "recipe.clip_norm": recipe.clip_norm,
         "devices": config.devices,
         "checkpoint_every_steps": config.checkpoint_every_steps,
+        "checkpoints": config.checkpoints,
     }
     positive |= {name: value for name, value in optional.items() if value is not None}
     for name, value in positive.items():
@@ -247,6 +274,10 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(
             f"data.capacity_slacks must be rising numbers from 1 on, got {slacks}"
         )
+    if data.shuffle_labels is not None and data.shuffle_labels < 0:
+        raise ValueError(
+            f"data.shuffle_labels must be 0 or more, got {data.shuffle_labels}"
+        )
     if config.seed < 0:
         raise ValueError(f"seed must be 0 or more, got {config.seed}")
     parts = recipe.accumulate * (config.devices or 1)
@@ -255,6 +286,9 @@ def check_config(config: TrainConfig) -> None:
             f"recipe.batch_size={recipe.batch_size} must be a multiple of devices="
             f"{config.devices or 'any'} times recipe.accumulate={recipe.accumulate}"
         )
+    if recipe.freeze is not None:
+        architecture = config.model.resolve_architecture(normals=data.normals)
+        check_freeze(recipe.freeze, blocks=len(architecture.block_names))
     if data.hold_out is not None and data.path is None:
         raise ValueError(
             f"data.hold_out={data.hold_out} needs data.path, a folder of npz shards; "

@@ -1,5 +1,8 @@
 """Configurations as JSON and back, strictly: nothing unknown, nothing missing.
 
+A field whose default is None may be missing: who wrote the file before there was such a
+field did without what it asks for.
+
 A field that may hold one of several dataclasses, such as the optimizer, is written
 with the name of its class under "kind".
 """
@@ -128,6 +131,9 @@ def _read_dataclass(kind: Any, value: Any, where: str, path: str) -> Any:
             f"{where}: unknown field {prefix}{unknown[0]}; the fields there are "
             f"{', '.join(known)}. Was it written by another version of this package?"
         )
+    for field in dataclasses.fields(kind):
+        if field.default is None:
+            given.setdefault(field.name, None)
     missing = [name for name in known if name not in given]
     if missing:
         raise ConfigError(

@@ -1,8 +1,15 @@
 """The two datasets of a run: what it trains on and what it is evaluated on."""
 
+from pathlib import Path
 from typing import NamedTuple
 
-from e3dsnn_jax.data.clouds import CloudSubset, ShapeDataset, take_fraction
+from e3dsnn_jax.data.clouds import (
+    CloudSubset,
+    ShapeDataset,
+    Split,
+    shuffle_labels,
+    take_fraction,
+)
 from e3dsnn_jax.data.open import open_dataset
 from e3dsnn_jax.data.shards import shard_files
 from e3dsnn_jax.training.config import DataConfig
@@ -30,6 +37,8 @@ def open_data(config: DataConfig) -> RunData:
         evaluation = open_evaluation(config, train.class_names)
     if config.fraction < 1:
         train = take_fraction(train, config.fraction)
+    if config.shuffle_labels is not None:
+        train = shuffle_labels(train, config.shuffle_labels)
     return RunData(train, evaluation)
 
 
@@ -51,6 +60,38 @@ def open_evaluation(config: DataConfig, class_names: tuple[str, ...]) -> ShapeDa
         )
     check_classes(found, class_names, where=str(config.path or "the embedded shapes"))
     return found
+
+
+class SplitData(NamedTuple):
+    """A part of a data set that a trained network is looked at on."""
+
+    dataset: ShapeDataset
+    name: str | None
+    """What tells it apart from others: `DATA_SPLIT`; None for the clouds that the run
+    is evaluated on."""
+
+
+def open_split(
+    config: DataConfig, class_names: tuple[str, ...], data: Path | None, split: Split
+) -> SplitData:
+    """The clouds of another data set or split, or those that a run is evaluated on.
+
+    Args:
+      config: Data of the run.
+      class_names: Its classes.
+      data: Folder of a data set; that of the run if omitted.
+      split: Part of it.
+
+    Raises:
+      FileNotFoundError: If the folder or split does not exist.
+      ValueError: If a file is broken, or the classes of the run's own data are others.
+    """
+    if data is None and split == "test":
+        return SplitData(open_evaluation(config, class_names), None)
+    path = data or config.path
+    dataset = open_dataset(path, split, points_per_cloud=config.points_per_cloud)
+    name = path.resolve().name if path else "shapes"
+    return SplitData(dataset, f"{name}_{split}")
 
 
 def check_classes(

@@ -27,6 +27,12 @@ from e3dsnn_jax.training.datasets import open_data
 from e3dsnn_jax.training.devices import use_all_cores
 from e3dsnn_jax.training.evaluate import Evaluation, evaluate, write_evaluation
 from e3dsnn_jax.training.feed import device_batches
+from e3dsnn_jax.training.freezer import (
+    Freezer,
+    Freezings,
+    read_freezings,
+    tell_freezings,
+)
 from e3dsnn_jax.training.overflow import check_overflow
 from e3dsnn_jax.training.processes import (
     broadcast,
@@ -65,6 +71,8 @@ class TrainResult(NamedTuple):
     """Wall-clock time of this call."""
     programs_compiled: int
     """Programs that this call compiled."""
+    freezings: Freezings = ()
+    """When how many blocks were frozen."""
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -92,6 +100,8 @@ def train(config: TrainConfig) -> TrainResult:
     with roll_call(coordinator), waiting_for_the_roll_call():
         state, evaluation, setup = _train_to_the_end(config)
         run, total = setup.config.run, setup.total
+        freezings = first_does(lambda: read_freezings(run))
+        tell_freezings(freezings, setup)
         if is_first():
             write_evaluation(run, evaluation, step=total)
             _draw_curves(run)
@@ -104,6 +114,7 @@ def train(config: TrainConfig) -> TrainResult:
         variables=jax.tree.map(np.asarray, _evaluated(state)),
         seconds=time.monotonic() - started,
         programs_compiled=programs_compiled() - compiled,
+        freezings=freezings,
     )
 
 
@@ -117,7 +128,8 @@ def _train_to_the_end(
     names, asked = data.train.class_names, config
     config = first_does(lambda: open_run(asked, names, labels))
     setup = setup._replace(config=config)
-    with Checkpoints(config.run, keep=config.keep) as checkpoints:
+    keep = config.keep if config.checkpoints is None else sys.maxsize
+    with Checkpoints(config.run, keep=keep) as checkpoints:
         position = Position(0, config.seed, setup.mesh.size, [])
         state, stored = _restore(checkpoints, state)
         if stored is not None:
@@ -166,6 +178,7 @@ class _Run:
         """Trains from a position to the end of the run."""
         setup, config = self.setup, self.setup.config
         step, self.window = position.step, [list(row) for row in position.window]
+        freezer = Freezer(setup, self.log, position)
         evaluation, pending = None, None
         batches = self._batches(step)
         with tqdm(
@@ -187,12 +200,16 @@ class _Run:
                 self.fetching += time.monotonic() - asked
                 if batch is None:
                     break  # somebody asked to stop
-                state, metrics = setup.train_step(state, batch)
+                train_step = setup.train_steps[freezer.frozen.blocks]
+                state, metrics = train_step(state, batch)
                 step, evaluation = step + 1, None
                 # The numbers of a step are read while the next one computes.
                 if pending is not None:
                     self._account(*pending, bar)
                 pending = (step, metrics, batch.levels)
+                # Before a checkpoint of this step, which a resumed run goes on from.
+                state = freezer.after(state, step)
+                position = freezer.place(position)
                 if self._is_checkpoint(step):
                     self._account(*pending, bar)
                     pending = None
@@ -209,11 +226,19 @@ class _Run:
     def _is_checkpoint(self, step: int) -> bool:
         config, every = self.setup.config, self.setup.config.checkpoint_every_steps
         return (
-            self.setup.is_due(step, config.checkpoint_every_epochs)
+            self._is_planned(step)
             # An evaluation that is interrupted starts again from a checkpoint.
             or self.setup.is_due(step, config.evaluate_every_epochs)
             or (every is not None and step % every == 0)
         )
+
+    def _is_planned(self, step: int) -> bool:
+        """Whether a checkpoint follows an update by epochs, or by an even spacing."""
+        config, total = self.setup.config, self.setup.total
+        if config.checkpoints is None:
+            return self.setup.is_due(step, config.checkpoint_every_epochs)
+        number, before = (at * config.checkpoints // total for at in (step, step - 1))
+        return number > before
 
     def _save(self, state: TrainState, step: int, position: Position) -> None:
         rows = [list(row) for row in self.window]

@@ -118,10 +118,14 @@ class AnnouncedStep:
         """The step's result."""
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
         if shapes not in self._programs:
-            compiled = self._step.lower(state, batch).compile()
+            compiled = self.lower(state, batch).compile()
             self._announce(compiled)
             self._programs[shapes] = compiled
         return self._programs[shapes](state, batch)
+
+    def lower(self, state: Any, batch: Any) -> jax.stages.Lowered:
+        """The step for arguments of these shapes, before it is compiled."""
+        return self._step.lower(state, batch)
 
     def _announce(self, compiled: jax.stages.Compiled) -> None:
         step = step_memory(compiled)

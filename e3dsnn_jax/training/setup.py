@@ -16,13 +16,14 @@ from e3dsnn_jax.training.datasets import RunData
 from e3dsnn_jax.training.devices import choose_devices
 from e3dsnn_jax.training.evaluate import make_evaluation_source
 from e3dsnn_jax.training.feed import make_share
+from e3dsnn_jax.training.freeze import GuidedFreeze, numbers_of_frozen_blocks
+from e3dsnn_jax.training.freeze_guide import Guide
 from e3dsnn_jax.training.memory import AnnouncedStep
 from e3dsnn_jax.training.optimizer import make_optimizer
 from e3dsnn_jax.training.processes import gather
 from e3dsnn_jax.training.state import TrainState, create_state
 from e3dsnn_jax.training.steps import (
     EvalStep,
-    TrainStep,
     make_eval_step,
     make_mesh,
     make_train_step,
@@ -38,10 +39,15 @@ class RunSetup(NamedTuple):
     evaluation: BatchSource
     """Batches of an evaluation."""
     mesh: Mesh
-    train_step: TrainStep
+    train_steps: dict[int, AnnouncedStep]
+    """By the number of frozen blocks; each is compiled when it is first used."""
     eval_step: EvalStep
     total: int
     """Optimizer updates of the whole run."""
+    block_names: tuple[str, ...]
+    """Blocks of the network, from the input upwards."""
+    guide: Guide | None
+    """Tells which of them have settled, where freezing is guided."""
 
     def epochs_done(self, step: int) -> int:
         """Whole epochs behind update `step`."""
@@ -103,17 +109,26 @@ def make_setup(config: TrainConfig, data: RunData) -> tuple[RunSetup, TrainState
         model,
         optimizer,
         example,
-        _key(config.seed),
+        initial_key(config.seed),
         ema=recipe.ema_decay is not None,
     )
-    train_step = make_train_step(
-        model,
-        optimizer,
-        mesh,
-        label_smoothing=recipe.label_smoothing,
-        ema_decay=recipe.ema_decay,
-        accumulate=recipe.accumulate,
-    )
+    guide = None
+    if isinstance(recipe.freeze, GuidedFreeze):
+        guide = Guide(model, data.train, layout, clouds=recipe.freeze.clouds)
+        state = state._replace(last_look=guide.blank())
+    blocks = architecture.block_names
+    train_steps = {
+        frozen: make_train_step(
+            model,
+            optimizer,
+            mesh,
+            label_smoothing=recipe.label_smoothing,
+            ema_decay=recipe.ema_decay,
+            accumulate=recipe.accumulate,
+            frozen_blocks=frozen,
+        )
+        for frozen in numbers_of_frozen_blocks(recipe.freeze, blocks=len(blocks))
+    }
     whole = dataclasses.replace(layout, batch_size=at_once, accumulate=1)
     evaluation = make_evaluation_source(
         data.evaluation,
@@ -126,14 +141,19 @@ def make_setup(config: TrainConfig, data: RunData) -> tuple[RunSetup, TrainState
         source=source,
         evaluation=evaluation,
         mesh=mesh,
-        train_step=AnnouncedStep(train_step, list(mesh.local_devices)),
+        train_steps={
+            frozen: AnnouncedStep(step, list(mesh.local_devices))
+            for frozen, step in train_steps.items()
+        },
         eval_step=make_eval_step(model, mesh),
         total=len(source),
+        block_names=blocks,
+        guide=guide,
     )
     return setup, state
 
 
-def _key(seed: int) -> PRNGKeyArray:
+def initial_key(seed: int) -> PRNGKeyArray:
     """`jax.random.key(seed, impl="rbg")`, without the programs that this compiles.
 
     The generator is XLA's own: the initial values of a network compile several times

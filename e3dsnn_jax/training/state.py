@@ -24,6 +24,8 @@ class TrainState(NamedTuple):
     """State of the optimizer."""
     ema: dict[str, Any] | None
     """Moving averages of `params` and `batch_stats` under those names, or None."""
+    last_look: tuple[Array, ...] | None = None
+    """What a guide of freeze training saw last, see `freeze_guide`; None without."""
 
 
 def create_state(

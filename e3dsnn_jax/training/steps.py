@@ -20,6 +20,12 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from e3dsnn_jax.data.loader import ShapeBatch
 from e3dsnn_jax.layers import Compute
+from e3dsnn_jax.training.freeze import (
+    Parts,
+    join_parts,
+    part_frozen,
+    update_trained,
+)
 from e3dsnn_jax.training.loss import cross_entropy
 from e3dsnn_jax.training.metrics import FiringCounts, count_spikes
 from e3dsnn_jax.training.overflow import capacity_needed
@@ -42,7 +48,8 @@ class StepMetrics(NamedTuple):
     clouds: Int32[Array, ""]
     """Real clouds."""
     grad_norm: Float32[Array, ""]
-    """Global norm of the gradient of `loss`, before clipping and weight decay."""
+    """Global norm of the gradient of `loss` by all parameters that are trained, before
+    clipping and weight decay."""
     needed: Int32[Array, "devices levels 3"]
     """Voxels, submanifold blocks and down blocks needed; see `check_overflow`."""
 
@@ -202,6 +209,7 @@ def make_train_step(
     label_smoothing: float,
     ema_decay: float | None,
     accumulate: int = 1,
+    frozen_blocks: int = 0,
 ) -> TrainStep:
     """Compiles one optimizer update over all devices of the mesh.
 
@@ -222,6 +230,8 @@ def make_train_step(
         out as if there were so many devices. Gradients are exactly those of the whole
         batch but for BatchNorm: each micro-batch (over all devices) is normalised by
         its own statistics, and the running ones move once for each.
+      frozen_blocks: Leading blocks of the network that stay as they are; see `freeze`.
+        The network must be a `Classifier`. Moving averages move towards them too.
 
     Returns:
       A jitted function from state and batch to the next state and metrics. The state
@@ -229,7 +239,8 @@ def make_train_step(
       ValueError if batch or state do not fit `accumulate` or `ema_decay`.
 
     Raises:
-      ValueError: If `accumulate`, `label_smoothing` or `ema_decay` is out of range.
+      ValueError: If `accumulate`, `label_smoothing`, `ema_decay` or `frozen_blocks` is
+        out of range.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
@@ -239,15 +250,19 @@ def make_train_step(
         raise ValueError(f"ema_decay must be None or in [0, 1), got {ema_decay}")
     # A single device needs no exchange of statistics, and XLA would not remove it.
     model = model.clone(batch_axis=DEVICES if mesh.size > 1 else None)
+    model, frozen = _freeze(model, frozen_blocks)
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     between_cpus = on_cpu and jax.process_count() > 1
     add_up = _add_up if between_cpus else partial(jax.lax.psum, axis_name=DEVICES)
 
     def device_loss(
-        params: dict[str, Any], batch_stats: dict[str, Any], batch: ShapeBatch
+        trained: dict[str, Any],
+        fixed: dict[str, Any],
+        batch_stats: dict[str, Any],
+        batch: ShapeBatch,
     ) -> tuple[Float32[Array, ""], tuple[_Sums, dict[str, Any]]]:
         outputs: Any = model.apply(
-            {"params": params, "batch_stats": batch_stats},
+            {"params": join_parts(Parts(fixed, trained)), "batch_stats": batch_stats},
             batch.features,
             batch.levels,
             num_clouds=batch.labels.shape[0],
@@ -259,15 +274,15 @@ def make_train_step(
         return sums.loss, (sums, updates["batch_stats"])
 
     def micro_step(
-        params: dict[str, Any], batch_stats: dict[str, Any], batch: ShapeBatch
+        params: Parts, batch_stats: dict[str, Any], batch: ShapeBatch
     ) -> tuple[dict[str, Any], dict[str, Any], _Sums, Int32[Array, "levels 3"]]:
         gradient, (sums, batch_stats) = jax.grad(device_loss, has_aux=True)(
-            params, batch_stats, batch
+            params.trained, params.fixed, batch_stats, batch
         )
         return batch_stats, gradient, sums, capacity_needed(batch.levels)
 
     def accumulate_gradient(
-        params: dict[str, Any], batch_stats: dict[str, Any], batches: ShapeBatch
+        params: Parts, batch_stats: dict[str, Any], batches: ShapeBatch
     ) -> tuple[dict[str, Any], dict[str, Any], _Sums, Int32[Array, "levels 3"]]:
         if accumulate == 1:
             only = jax.tree.map(lambda leaf: leaf[0], batches)
@@ -281,7 +296,7 @@ def make_train_step(
             added = jax.tree.map(jnp.add, (gradient, sums), (new_gradient, new_sums))
             return (batch_stats, *added), needed
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros = jax.tree.map(jnp.zeros_like, params.trained)
         nothing = _Sums(jnp.float32(0), jnp.int32(0), jnp.int32(0))
         carry, needed = jax.lax.scan(body, (batch_stats, zeros, nothing), batches)
         return *carry, jnp.max(needed, axis=0)
@@ -301,7 +316,7 @@ def make_train_step(
                 f"{mesh.size} devices * {accumulate}"
             )
         batch_stats, gradient, sums, needed = accumulate_gradient(
-            state.params, state.batch_stats, batch
+            part_frozen(state.params, frozen), state.batch_stats, batch
         )
         # Each device has differentiated its own share of the summed loss, collectives
         # of BatchNorm included; their sum is the gradient of the whole.
@@ -309,8 +324,9 @@ def make_train_step(
         gradient = add_up(gradient)
         clouds = jnp.maximum(sums.clouds, 1).astype(jnp.float32)
         gradient = jax.tree.map(lambda leaf: leaf / clouds.astype(leaf.dtype), gradient)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
+        params, opt_state = update_trained(
+            optimizer, gradient, state.opt_state, state.params, frozen
+        )
         ema = state.ema
         if ema is not None and ema_decay is not None:
             current = {"params": params, "batch_stats": batch_stats}
@@ -322,7 +338,10 @@ def make_train_step(
             grad_norm=optax.tree.norm(gradient),
             needed=jax.lax.all_gather(needed, DEVICES),
         )
-        return TrainState(state.step + 1, params, batch_stats, opt_state, ema), metrics
+        after = TrainState(
+            state.step + 1, params, batch_stats, opt_state, ema, state.last_look
+        )
+        return after, metrics
 
     everywhere, split = PartitionSpec(), PartitionSpec(DEVICES)
     rematerialise = getattr(model, "compute", Compute()).rematerialise
@@ -341,6 +360,19 @@ def make_train_step(
         donate_argnums=0,
         compiler_options=KEEP_BARRIERS if on_cpu and rematerialise else None,
     )
+
+
+def _freeze(model: Any, frozen_blocks: int) -> tuple[Any, tuple[str, ...]]:
+    """The network with its leading blocks frozen, and their names."""
+    if not frozen_blocks:
+        return model, ()
+    names = model.architecture.block_names
+    if not 0 < frozen_blocks <= len(names):
+        raise ValueError(
+            f"frozen_blocks must lie in 0..{len(names)}, the blocks of the network, "
+            f"got {frozen_blocks}"
+        )
+    return model.clone(frozen_blocks=frozen_blocks), names[:frozen_blocks]
 
 
 def make_eval_step(model: nn.Module, mesh: Mesh) -> EvalStep:

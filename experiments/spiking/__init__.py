@@ -1,0 +1,1 @@
+"""How spiking 3D networks learn: experiments on E-3DSNN."""

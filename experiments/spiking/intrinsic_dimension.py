@@ -1,0 +1,296 @@
+"""How few directions E-3DSNN needs of a unit's membranes: accuracy without retraining.
+
+    python -m experiments.spiking.intrinsic_dimension [--training.data DIR]
+
+Each unit of a trained network is projected, one at a time, onto its first k SVCCA
+directions (against the same unit of a network of another seed), its first k principal
+components, its k neurons of highest variance, or k random ones; directions come from
+training clouds, accuracies from test clouds. The paper's finding: a fraction of the
+neurons suffices, if directions are chosen with SVCCA.
+
+Then all units at once are projected onto as many principal and as many SVCCA directions
+as each needs alone to stay within `--tolerance` of the accuracy, and merged into two
+smaller products each (`analysis.projected`): weights and operations of the network so
+compressed, and its accuracy. The last line of stdout is a JSON object.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+from e3dsnn_jax.analysis.activations import make_collect
+from e3dsnn_jax.analysis.datapoints import choose_voxels
+from e3dsnn_jax.analysis.layers import find_layers
+from e3dsnn_jax.analysis.projected import (
+    Replacement,
+    identity,
+    replacement_of,
+    run_projected,
+    run_small,
+    shrink_units,
+)
+from e3dsnn_jax.classifier import Classifier
+from e3dsnn_jax.cli import report_errors
+from e3dsnn_jax.data.clouds import choose_clouds
+from e3dsnn_jax.data.loader import ShapeBatch
+from e3dsnn_jax.layer_shapes import describe_layers
+from e3dsnn_jax.training.datasets import open_split
+from e3dsnn_jax.training.one_device import open_batches, open_model
+from e3dsnn_jax.training.saved import SavedNetwork, load_run
+from experiments.digits.figures import rounded, spread
+from experiments.spiking.training import Training, train_network
+from svcca_jax.projection import (
+    Projector,
+    highest_variance_neurons,
+    leading,
+    pca_projector,
+    random_neurons,
+    svcca_projector,
+)
+
+Accuracy = Callable[[dict[str, Replacement]], float]
+
+
+@dataclass(frozen=True)
+class IntrinsicDimension:
+    """Accuracy of E-3DSNN with units projected onto few directions."""
+
+    training: Training = field(default_factory=Training)
+    """The runs, those of `learning_dynamics` if `out` is the same."""
+    out: Path = Path("runs/spiking")
+    """Folder of the runs."""
+    clouds: int = 128
+    """Test clouds for accuracies, and training clouds for directions."""
+    most: int = 4000
+    """Voxels that directions come from."""
+    tolerance: float = 0.01
+    """Loss of accuracy that is allowed, as a share of all clouds."""
+
+
+def load_batches(network: SavedNetwork, split: Any, clouds: int) -> list[ShapeBatch]:
+    """Batches of some clouds of the run's own data."""
+    chosen = open_split(network.data, network.class_names, None, split)
+    return list(open_batches(network, choose_clouds(chosen.dataset, clouds)).batches)
+
+
+def make_accuracy(
+    model: Classifier, variables: Any, batches: list[ShapeBatch]
+) -> Accuracy:
+    """Compiles the accuracy under any replacements of all units."""
+
+    @jax.jit
+    def count(variables: Any, batch: ShapeBatch, replacements: Any) -> Any:
+        logits, _ = run_projected(
+            model,
+            variables,
+            batch.features,
+            batch.levels,
+            replacements=replacements,
+            num_clouds=batch.labels.shape[0],
+            train=False,
+        )
+        return _count_right(logits, batch)
+
+    placed, held = jax.device_put(batches), jax.device_put(variables)
+    clouds = count_clouds(batches)
+
+    def accuracy(replacements: dict[str, Replacement]) -> float:
+        counts = [count(held, batch, replacements) for batch in placed]
+        return sum(map(int, counts)) / clouds
+
+    return accuracy
+
+
+def _count_right(logits: Any, batch: ShapeBatch) -> Any:
+    return ((logits.argmax(-1) == batch.labels) & (batch.labels >= 0)).sum()
+
+
+def count_clouds(batches: list[ShapeBatch]) -> int:
+    """Clouds of some batches, those of padding left out."""
+    return sum(int((batch.labels >= 0).sum()) for batch in batches)
+
+
+def directions_to_try(neurons: int) -> list[int]:
+    """Powers of two below the number of neurons."""
+    return [2**power for power in range(neurons.bit_length()) if 2**power < neurons]
+
+
+def find_projectors(
+    ours: np.ndarray, theirs: np.ndarray, *, seed: int
+) -> dict[str, Projector]:
+    """Directions of a unit's membranes by each method."""
+    return {
+        "svcca": svcca_projector(ours, theirs),
+        "pca": pca_projector(ours),
+        "highest variance": highest_variance_neurons(ours),
+        "random": random_neurons(ours, key=jax.random.key(seed)),
+    }
+
+
+def measure_seed(options: IntrinsicDimension, seed: int) -> dict[str, Any]:
+    """Projects every unit of one network, and then all of them."""
+    other = (seed + 1) % max(options.training.seeds, 2)
+    runs = [options.out / f"seed{number}" for number in (seed, other)]
+    for number, run in zip((seed, other), runs, strict=True):
+        train_network(options.training, run, seed=number)
+    networks = [load_run(run) for run in runs]
+    model, variables = open_model(networks[0]), networks[0].variables
+    fit = load_batches(networks[0], "train", options.clouds)
+    layers = find_layers(model, variables, fit[0], "membranes")
+    shapes = {
+        shape.name
+        for shape in describe_layers(
+            model,
+            variables,
+            fit[0].features,
+            fit[0].levels,
+            num_clouds=fit[0].labels.shape[0],
+            train=False,
+        )
+    }
+    units = [each for each in layers if each.level is not None and each.name in shapes]
+    own = choose_voxels(fit, most=options.most)
+    collect = make_collect(model, fit, tuple(units), [own], clouds=False)
+    ours, theirs = (collect(each.variables).by_choice[0] for each in networks)
+    test = load_batches(networks[0], "test", options.clouds)
+    accuracy = make_accuracy(model, variables, test)
+    none = {unit.name: identity(unit.neurons) for unit in units}
+    full = accuracy(none)
+    curves: dict[str, Any] = {}
+    needed: dict[str, dict[str, int]] = {}
+    chosen: dict[str, dict[str, Projector]] = {}
+    for unit, x, y in zip(units, ours, theirs, strict=True):
+        projectors = find_projectors(x, y, seed=seed)
+        for method, projector in projectors.items():
+            measured = {}
+            for count in directions_to_try(unit.neurons):
+                few = leading(projector, min(count, len(projector.directions)))
+                replaced = none | {unit.name: replacement_of(few)}
+                measured[count] = accuracy(replaced)
+            curves.setdefault(method, {})[unit.name] = measured
+            enough = [
+                count
+                for count, value in measured.items()
+                if value >= full - options.tolerance
+            ]
+            least = min(enough, default=unit.neurons)
+            needed.setdefault(method, {})[unit.name] = least
+            chosen.setdefault(method, {})[unit.name] = leading(
+                projector, min(least, len(projector.directions))
+            )
+        print(f"seed {seed}: {unit.name} done", file=sys.stderr)
+    together = {
+        method: measure_compressed(model, variables, test, chosen[method])
+        for method in ("svcca", "pca")
+    }
+    return {
+        "accuracy": full,
+        "neurons": {unit.name: unit.neurons for unit in units},
+        "curves": curves,
+        "needed": needed,
+        "together": together,
+    }
+
+
+def measure_compressed(
+    model: Classifier,
+    variables: Any,
+    batches: list[ShapeBatch],
+    projectors: dict[str, Projector],
+) -> dict[str, float]:
+    """Weights and accuracy of the network with units as two smaller products each."""
+    smaller, before, after = {}, 0, 0
+    for name, unit in shrink_units(variables, projectors).items():
+        offsets, c_in, _ = unit.first.shape
+        whole = offsets * c_in * unit.second.shape[1]
+        # A unit that would grow, or that needs all of its neurons, stays as it is.
+        if unit.weights < whole and unit.second.shape[0] < unit.second.shape[1]:
+            smaller[name] = unit
+        before, after = before + whole, after + min(unit.weights, whole)
+
+    @jax.jit
+    def count(variables: Any, batch: ShapeBatch) -> Any:
+        logits, _ = run_small(
+            model,
+            variables,
+            batch.features,
+            batch.levels,
+            units=smaller,
+            num_clouds=batch.labels.shape[0],
+            train=False,
+        )
+        return _count_right(logits, batch)
+
+    right = sum(int(count(variables, batch)) for batch in batches)
+    return {
+        "accuracy": right / count_clouds(batches),
+        "units": len(smaller),
+        "weights": before,
+        "weights_left": after,
+        "share": after / before,
+    }
+
+
+def run(options: IntrinsicDimension) -> None:
+    """Measures every seed, and prints the table and the JSON line."""
+    found = [measure_seed(options, seed) for seed in range(options.training.seeds)]
+    methods, neurons = list(found[0]["needed"]), found[0]["neurons"]
+    print(f"{'unit':<24}{'neurons':>8}  " + "  ".join(methods), file=sys.stderr)
+    for name, count in neurons.items():
+        means = [
+            np.mean([each["needed"][method][name] for each in found])
+            for method in methods
+        ]
+        cells = "  ".join(
+            f"{mean:>{len(method)}.1f}"
+            for mean, method in zip(means, methods, strict=True)
+        )
+        print(f"{name:<24}{count:>8}  {cells}", file=sys.stderr)
+    shares = {
+        method: rounded(
+            [
+                sum(each["needed"][method].values()) / sum(neurons.values())
+                for each in found
+            ]
+        )
+        for method in methods
+    }
+    answer = {
+        "accuracy": spread([each["accuracy"] for each in found]),
+        "tolerance": options.tolerance,
+        "share_of_neurons_needed": shares,
+        "needed": {
+            method: {
+                name: [each["needed"][method][name] for each in found]
+                for name in neurons
+            }
+            for method in methods
+        },
+        "together": {
+            method: [each["together"][method] for each in found]
+            for method in found[0]["together"]
+        },
+        "neurons": neurons,
+    }
+    (options.out / "intrinsic_dimension.json").write_text(
+        json.dumps([each["curves"] for each in found])
+    )
+    print(json.dumps(answer), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Reads the options from the command line and runs the experiment."""
+    prog = "python -m experiments.spiking.intrinsic_dimension"
+    options = tyro.cli(IntrinsicDimension, args=arguments, prog=prog)
+    return report_errors(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The experiments on how spiking networks learn, on tiny networks and clouds."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_run import share_compilations
+
+from experiments.spiking import intrinsic_dimension, learning_dynamics, memorising
+
+SMOKE = ("--training.smoke", "--training.seeds", "2", "--training.checkpoints", "3")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilations(tmp_path_factory):
+    return share_compilations(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("spiking")
+
+
+def run(main, capsys, *arguments):
+    assert main([*SMOKE, *map(str, arguments)]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_learning_dynamics(out, capsys):
+    answer = run(learning_dynamics.main, capsys, "--out", out, "--measure", "cka")
+    steps, layers = len(answer["steps"]), len(answer["layers"])
+    assert answer["steps"][0] == 0
+    assert np.shape(answer["similarity"]) == (steps, layers)
+    assert set(answer["bottom_up"]) == {
+        f"{kind} {threshold}"
+        for kind in ("plain", "above_baseline")
+        for threshold in learning_dynamics.THRESHOLDS
+    }
+    assert (out / "learning_dynamics.png").exists()
+
+
+def test_intrinsic_dimension(out, capsys):
+    answer = run(
+        intrinsic_dimension.main, capsys, "--out", out, "--clouds", "6", "--most", "60"
+    )
+    neurons = answer["neurons"]
+    for method in ("svcca", "pca", "highest variance", "random"):
+        for name, counts in answer["needed"][method].items():
+            assert len(counts) == 2
+            assert all(1 <= count <= neurons[name] for count in counts)
+    for found in answer["together"]["pca"]:
+        assert 0 < found["share"] <= 1
+        assert found["weights_left"] <= found["weights"]
+
+
+@pytest.mark.slow
+def test_memorising(out, capsys):
+    answer = run(memorising.main, capsys, "--out", out, "--widths", "2", "--most", "60")
+    for found in answer["similarity"].values():
+        assert set(found) >= {"gen - gen", "mem - mem", "gen - mem", "random"}
+        assert len(found["gen - mem"]["mean"]) == len(answer["layers"])
+    assert 0 <= answer["accuracy"]["mem train"]["mean"] <= 1
