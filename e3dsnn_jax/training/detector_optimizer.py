@@ -12,7 +12,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from e3dsnn_jax.training.optimizer import _scale_by_moments
+from e3dsnn_jax.training.optimizer import scale_by_moments
 from e3dsnn_jax.training.schedule import StepFunction, require
 
 
@@ -97,7 +97,7 @@ def make_detector_optimizer(
     require(0 <= config.b2 < 1, "b2", config.b2, "in [0, 1)")
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        _scale_by_moments(
+        scale_by_moments(
             detector_momentum(config, total_steps), beta2=config.b2, eps=config.eps
         ),
         optax.add_decayed_weights(config.weight_decay),

@@ -4,6 +4,7 @@ Everything counts *optimizer updates*, from 0: with gradient accumulation one up
 covers several micro-batches, and `total_steps` is the number of updates.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -130,7 +131,7 @@ def make_optimizer(
         case AdamW():
             for name, beta in (("b1", optimizer.b1), ("b2", optimizer.b2)):
                 require(0 <= beta < 1, name, beta, "in [0, 1)")
-            moments = _scale_by_moments(
+            moments = scale_by_moments(
                 cycled or _constant(optimizer.b1), beta2=optimizer.b2, eps=optimizer.eps
             )
             rule = optax.chain(moments, decay)
@@ -180,7 +181,7 @@ def _scale_by_momentum(
     return optax.GradientTransformation(init, update)
 
 
-def _scale_by_moments(
+def scale_by_moments(
     beta1: StepFunction, *, beta2: float, eps: float
 ) -> optax.GradientTransformation:
     """`optax.scale_by_adam` with a beta1 that may change from update to update."""
@@ -194,7 +195,9 @@ def _scale_by_moments(
         del params
         b1, t = beta1(state.updates), (state.updates + 1).astype(jnp.float32)
         # As in torch, the beta1 of this update stands for those of all before it.
-        correct1, correct2 = 1 - b1**t, 1 - beta2**t
+        # 1 - beta2**t in float32 would be off by 1e-5 at the first updates.
+        correct2 = -jnp.expm1(t * math.log(beta2)) if beta2 else jnp.ones_like(t)
+        correct1 = 1 - b1**t
         average = lambda old, new, beta: old + (1 - beta) * (new - old)
         first = jax.tree.map(lambda m, g: average(m, g, b1), state.first, updates)
         second = jax.tree.map(
