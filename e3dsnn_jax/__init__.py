@@ -29,6 +29,7 @@ from e3dsnn_jax.voxels import pad_features as pad_features
 from e3dsnn_jax.voxels import voxelize as voxelize
 
 if TYPE_CHECKING:
+    from e3dsnn_jax.network_account import account as account
     from e3dsnn_jax.predictor import Prediction as Prediction
     from e3dsnn_jax.predictor import Predictor as Predictor
     from e3dsnn_jax.predictor import load as load
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Imports the predictor when it is asked for: checkpoints take a second to load."""
+    if name == "account":
+        from e3dsnn_jax import network_account
+
+        return network_account.account
     if name in ("Prediction", "Predictor", "load"):
         from e3dsnn_jax import predictor
 

@@ -2,7 +2,9 @@
 
 An integer spike n of a time step is n binary spikes among its D binary steps. A linear
 layer runs over its T x D binary steps with `lax.scan` and adds up their currents, which
-are those of the integer spikes: additions of weights, and no products. In float64 the
+are those of the integer spikes. Hardware needs additions of weights for a step and no
+products; the code here multiplies the zeros and ones in a matrix product all the same,
+which is what JAX does fast, and it is `event_executor` that only adds. In float64 the
 convolutions have an executor of their own, as `sparse_conv` adds in float32.
 """
 
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import jraph
 from jaxtyping import Array, Bool, Float
 
+from e3dsnn_jax.events import are_spikes
 from e3dsnn_jax.kernel_map import KernelMap, match_rows
 from e3dsnn_jax.layer_calls import LayerCall
 from e3dsnn_jax.sparse_conv import sparse_conv
@@ -31,8 +34,8 @@ def add_binary_steps(
       step: What the layer makes of one binary step; it is given zeros and ones.
       levels: Binary steps of a time step (D).
     """
-    held = (spikes >= 0) & (spikes <= levels) & (spikes == jnp.floor(spikes))
-    poison = jnp.where(held.all(), 0.0, jnp.nan).astype(spikes.dtype)
+    held = jnp.all(are_spikes(spikes, levels))
+    poison = jnp.where(held, 0.0, jnp.nan).astype(spikes.dtype)
 
     def time_step(_, integers):
         def binary_step(currents, slot):
@@ -67,23 +70,6 @@ def binary_conv(
       levels: Binary steps of a time step (D).
     """
     step = _convolution_step(kernel, kernel_map, num_out)
-    return add_binary_steps(spikes.astype(kernel.dtype), step, levels=levels)
-
-
-def binary_linear(
-    spikes: Float[Array, "voxels time c_in"],
-    kernel: Float[Array, "c_in c_out"],
-    *,
-    levels: int,
-) -> Float[Array, "voxels time c_out"]:
-    """A linear layer without bias on integer spikes, computed from binary steps.
-
-    Args:
-      spikes: Whole numbers 0..levels.
-      kernel: The weights, float32 or float64.
-      levels: Binary steps of a time step (D).
-    """
-    step = _dense_step(kernel)
     return add_binary_steps(spikes.astype(kernel.dtype), step, levels=levels)
 
 

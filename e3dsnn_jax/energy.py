@@ -16,7 +16,7 @@ once and read once; each array lies in the smallest memory that holds it. `ASSUM
 says all of it, and is printed with every account.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from e3dsnn_jax.layer_account import LayerAccount
 from e3dsnn_jax.layer_shapes import LayerShape
@@ -59,6 +59,8 @@ class Account(NamedTuple):
     prices: Prices
     notes: tuple[str, ...]
     """What a reader of the numbers must know: silent layers, no spikes."""
+    network: dict[str, Any] | None = None
+    """What network it is, from `network_account.describe_network`."""
 
 
 def make_account(

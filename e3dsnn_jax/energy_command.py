@@ -1,26 +1,17 @@
 """`e3dsnn energy`: the account of a trained network on the clouds of a data set."""
 
-import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import jax
-import numpy as np
 
 from e3dsnn_jax import figures
 from e3dsnn_jax.data.clouds import ShapeDataset, Split, choose_clouds
 from e3dsnn_jax.data.open import open_dataset
-from e3dsnn_jax.energy import Account, make_account
+from e3dsnn_jax.energy import Account
 from e3dsnn_jax.energy_report import describe_account
-from e3dsnn_jax.layer_shapes import describe_layers
-from e3dsnn_jax.operations import (
-    LayerTotals,
-    add_counts,
-    count_operations,
-)
+from e3dsnn_jax.network_account import account
 from e3dsnn_jax.prices import HOROWITZ_45NM, Prices, read_prices
+from e3dsnn_jax.spike import Neuron
 from e3dsnn_jax.training.checkpoints import Which
 from e3dsnn_jax.training.datasets import open_evaluation
 from e3dsnn_jax.training.one_device import open_batches, open_model
@@ -38,6 +29,7 @@ def account_network(
     dataset: ShapeDataset,
     *,
     prices: Prices = HOROWITZ_45NM,
+    head_on_spikes: bool = False,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Account:
     """Counts what a network does on every cloud of a dataset, on one device.
@@ -46,43 +38,23 @@ def account_network(
       network: From `load_run` or `load_weights`.
       dataset: Clouds, each voxelised once as in an evaluation.
       prices: Energy of each operation.
+      head_on_spikes: Account for the network with a head that takes spikes.
       on_batch: Called with the batches done and their number after each one.
 
     Raises:
       ValueError: If the variables do not fit the network, or a cloud is empty, not
         finite, or larger than coordinates can tell.
     """
-    model, (batches, number) = open_model(network), open_batches(network, dataset)
-    options: dict[str, Any] = {"num_clouds": network.batch_size, "train": False}
-    count = jax.jit(
-        functools.partial(
-            count_operations, model, spike_levels=model.neuron.levels, **options
-        )
-    )
-    variables = jax.device_put(network.variables)
-    shapes, clouds = None, 0
-    totals: dict[str, LayerTotals] = {}
-    for done, batch in enumerate(batches, start=1):
-        inputs = batch.features, batch.levels
-        if shapes is None:
-            shapes = describe_layers(model, variables, *inputs, **options)
-        (logits, _), counts = count(variables, *inputs)
-        real = batch.labels >= 0
-        if not np.isfinite(np.asarray(logits)[real]).all():
-            raise ValueError(
-                f"{network.source} answers with numbers that are not finite: its "
-                "weights are broken or its training has diverged"
-            )
-        totals = add_counts(totals, counts, shapes, batch.levels)
-        clouds += int(real.sum())
-        if on_batch is not None:
-            on_batch(done, number)
-    return make_account(
-        shapes or (),
-        totals,
-        clouds=clouds,
-        spike_levels=model.neuron.levels,
+    batches, number = open_batches(network, dataset)
+    return account(
+        open_model(network),
+        network.variables,
+        ((batch.features, batch.levels) for batch in batches),
         prices=prices,
+        head_on_spikes=head_on_spikes,
+        on_batch=None if on_batch is None else lambda done: on_batch(done, number),
+        num_clouds=network.batch_size,
+        train=False,
     )
 
 
@@ -94,6 +66,8 @@ def run_energy(
     clouds: int | None = None,
     checkpoint: Which = "last",
     voxel_size: float = PUBLISHED_VOXEL_SIZE,
+    neuron: Neuron | None = None,
+    head_on_spikes: bool = False,
     prices: Path | None = None,
     out: Path | None = None,
     on_batch: Callable[[int, int], None] | None = None,
@@ -107,25 +81,43 @@ def run_energy(
       clouds: How many of its clouds; all of them if omitted.
       checkpoint: For a run: the latest checkpoint or the best one.
       voxel_size: For a weights file: the edge of a voxel.
+      neuron: For a weights file: its neurons, which it does not tell; the published
+        ones, with a note, if omitted.
+      head_on_spikes: Account for the network with a head that takes spikes.
       prices: JSON file with the fields of `Prices`; those of `HOROWITZ_45NM` if
         omitted.
       out: Folder to write to; if omitted the run, for other data or another split
-        `energy_<data>_<split>` in it, or `<weights>_energy`.
+        `energy_<data>_<split>` in it, or `<weights>_energy`. With `head_on_spikes`
+        `energy_head_on_spikes`, or such a name behind it.
       on_batch: Called with the batches done and their number after each one.
 
     Returns:
       The account, and the folder.
 
     Raises:
-      ValueError: As `account_network`, or if network, data or prices cannot be read.
+      ValueError: As `account_network`, if network, data or prices cannot be read, or
+        neurons are given for a run.
     """
     table = HOROWITZ_45NM if prices is None else read_prices(prices)
+    notes: list[str] = []
     if source.suffix in (".pth", ".npz"):
-        network = load_weights(source, voxel_size=voxel_size)
+        network = load_weights(source, voxel_size=voxel_size, neuron=neuron)
         print(network.report, file=sys.stderr)
+        if neuron is None:
+            taken = network.model.neuron
+            notes.append(
+                "The file does not tell its neurons; taken as T x D = "
+                f"{taken.time_steps} x {taken.levels}, those of the published network. "
+                "Name others by --neuron.time-steps, --neuron.levels, --neuron.relu."
+            )
         folder = source.with_name(f"{source.stem}_energy")
         dataset = open_dataset(data, split)
     else:
+        if neuron is not None:
+            raise ValueError(
+                f"{source}: a run tells its own neurons, so leave --neuron.* out; they "
+                "are for weights files"
+            )
         network, folder = load_run(source, which=checkpoint), source
         if data is None and split == "test":
             dataset = open_evaluation(network.data, network.class_names)
@@ -137,12 +129,22 @@ def run_energy(
             # As evaluations of other data: the run's own account stays.
             name = path.resolve().name if path else "shapes"
             folder = source / f"energy_{name}_{split}"
-    account = account_network(
-        network, choose_clouds(dataset, clouds), prices=table, on_batch=on_batch
+    if head_on_spikes:  # the account of the network as it is stays
+        of_run = folder == source
+        name = "energy" if of_run else folder.name
+        folder = (folder if of_run else folder.parent) / f"{name}_head_on_spikes"
+    found = account_network(
+        network,
+        choose_clouds(dataset, clouds),
+        prices=table,
+        head_on_spikes=head_on_spikes,
+        on_batch=on_batch,
     )
     if network.step == 0:
-        note = "The run has not been trained yet: this is its checkpoint of step 0."
-        account = account._replace(notes=(note, *account.notes))
+        notes.append(
+            "The run has not been trained yet: this is its checkpoint of step 0."
+        )
+    found = found._replace(notes=(*notes, *found.notes))
     folder = out or folder
     folder.mkdir(parents=True, exist_ok=True)
     path = data or network.data.path
@@ -155,6 +157,6 @@ def run_energy(
         "hold_out": held_out,
         "voxel_size": network.data.voxel_size,
     }
-    write_json(folder / "energy.json", describe_account(account, **details))
-    figures.draw_energy(account, folder / "figures" / "energy.png")
-    return account, folder
+    write_json(folder / "energy.json", describe_account(found, **details))
+    figures.draw_energy(found, folder / "figures" / "energy.png")
+    return found, folder

@@ -8,6 +8,9 @@ with, and the difference explained.
 The fields of `energy.json`, each block in one unit:
 
 * `source`, `step`, `data`, `split`, `hold_out`, `voxel_size`: what was counted.
+* `network`: `model`, published `variant` (null if it is none of those), `architecture`,
+  neurons: `time_steps` (T), `levels` (D), `decay` (what a membrane keeps from one time
+  step to the next), `relu` (in place of spikes); null where the network does not tell.
 * `clouds`: how many; `notes`: what must be known of this network; `assumptions`: the
   rules of the exact account; `prices_pj`: in the form of `--prices`; `parameters`.
 * `energy_mj_per_cloud`: `exact`, by part (`compute`: additions and products, `updates`:
@@ -107,6 +110,7 @@ def describe_account(account: Account, **details: Any) -> dict[str, Any]:
     membranes = sum(layer.membrane_bytes for layer in layers)
     return {
         **details,
+        "network": account.network,
         "clouds": account.clouds,
         "notes": list(account.notes),
         "assumptions": list(ASSUMPTIONS),
@@ -170,7 +174,8 @@ def format_account(account: Account) -> str:
     """
     clouds = account.clouds
     width = max(len(layer.shape.name) for layer in account.layers)
-    lines = [
+    lines = [] if account.network is None else [_format_network(account.network), ""]
+    lines += [
         f"{'layer':<{width}}  input      pairs      MACs   syn. ops   dense MACs   "
         "rate   compute nJ    all nJ   weights in"
     ]
@@ -193,6 +198,23 @@ def format_account(account: Account) -> str:
     source = f"Prices: {account.prices.name}. {account.prices.source}"
     lines += textwrap.wrap(source, 88)
     return "\n".join(lines)
+
+
+def _format_network(network: dict[str, Any]) -> str:
+    words = [network["model"]]
+    size = network["architecture"]
+    if network["variant"] is not None:
+        words.append(f"variant {network['variant']}")
+    elif size is not None:
+        stages = "-".join(map(str, size["stage_channels"]))
+        words.append(f"stem of {size['embed_channels']} channels, stages {stages}")
+    if network["relu"]:
+        words.append("ReLU instead of spikes")
+    elif network["levels"] is not None:
+        words.append(f"T x D = {network['time_steps']} x {network['levels']}")
+        if network["time_steps"] > 1:
+            words.append(f"leak {network['decay']:g}")
+    return ", ".join(words)
 
 
 def _format_reports(account: Account) -> list[str]:

@@ -4,8 +4,9 @@ What accumulate hardware does: an event of (voxel, channel) finds the outputs th
 reaches by a hash of their coordinates, and adds one row of weights to each. There is no
 kernel map, no matrix product and no multiplication by a spike or a weight; index
 arithmetic aside, everything is an addition, and each addition increments a counter
-beside its accumulator. It is the reference for `sparse_conv` on spikes and for the
-synaptic operations of `energy`, slow and independent of both.
+beside its accumulator. Events that were loaded from a file with coordinates bring all
+that is needed but the weights (`events`). It is the reference for `sparse_conv` on
+spikes and for the synaptic operations of `energy`, slow and independent of both.
 """
 
 from collections.abc import Callable

@@ -22,18 +22,33 @@ class LayerAccount(NamedTuple):
     """Binary steps of a time step (D)."""
     clouds: int
     """Clouds of the totals."""
+    classes: int = 0
+    """Classes onto which each spike is added as well, where the head takes spikes."""
+    read: bool = True
+    """Whether anything reads what the layer itself puts out; if not, it is left out."""
+
+    @property
+    def channels(self) -> int:
+        """Channels that are computed."""
+        return self.shape.c_out if self.read else 0
+
+    @property
+    def outputs(self) -> int:
+        """Sums that an input is added to for each pair: channels, and classes."""
+        return self.channels + self.classes
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates: those of a layer with real-valued inputs."""
         if self.shape.takes_spikes:
             return 0
-        return self.equivalent_macs * self.shape.time_steps
+        products = self.totals.pairs * self.shape.c_in * self.outputs
+        return products * self.shape.time_steps
 
     @property
     def synaptic_operations(self) -> int:
         """Additions of weights that spikes caused."""
-        return sum(self.totals.pair_spikes) * self.shape.c_out
+        return sum(self.totals.pair_spikes) * self.outputs
 
     @property
     def equivalent_macs(self) -> int:
@@ -76,7 +91,8 @@ class LayerAccount(NamedTuple):
     def rate_estimate(self) -> float:
         """Additions that firing rate times operations would make."""
         steps = self.shape.time_steps * self.neuron_levels
-        return self.firing_rate * steps * self.equivalent_macs
+        pairs = self.totals.pairs * self.shape.c_in * self.outputs
+        return self.firing_rate * steps * pairs
 
     @property
     def own_neurons(self) -> int:
@@ -92,7 +108,7 @@ class LayerAccount(NamedTuple):
     def updates(self) -> dict[str, int]:
         """Operations of BatchNorm's shift, biases and neurons."""
         shape, totals = self.shape, self.totals
-        shifts = totals.voxels_out * shape.time_steps * shape.c_out
+        shifts = totals.voxels_out * shape.time_steps * self.channels
         steps = self.own_neurons * shape.time_steps
         kept = shape.time_steps > 1
         return {
@@ -104,14 +120,14 @@ class LayerAccount(NamedTuple):
     def sizes(self) -> dict[str, int]:
         """Bytes of each array of the layer, for an average cloud, rounded up."""
         shape, totals = self.shape, self.totals
-        neurons = totals.voxels_in * shape.c_in
+        neurons = totals.voxels_in * shape.c_in if self.outputs else 0
         entries = {
-            "sums": totals.voxels_out * shape.c_out,
+            "sums": totals.voxels_out * self.channels + self.clouds * self.classes,
             "membranes": neurons,
             "inputs": totals.spikes if shape.takes_spikes else neurons,
             "table": totals.voxels_in * shape.offsets if shape.offsets > 1 else 0,
         }
-        weights = {"weights": _WORD * shape.offsets * shape.c_in * shape.c_out}
+        weights = {"weights": _WORD * shape.offsets * shape.c_in * self.outputs}
         return weights | {
             name: -(-_WORD * count // self.clouds) for name, count in entries.items()
         }
@@ -122,6 +138,8 @@ class LayerAccount(NamedTuple):
         shape, totals = self.shape, self.totals
         operations = self.macs + self.synaptic_operations
         senders = totals.voxels_in * shape.c_in * shape.time_steps
+        if not self.outputs:
+            senders = 0
         inputs = totals.spikes if shape.takes_spikes else senders
         kept = shape.takes_spikes and shape.time_steps > 1
         first = shape.same_input_as is None  # who receives them again only reads

@@ -24,6 +24,7 @@ from e3dsnn_jax.layers import (
     SparseConv,
     submanifold_init,
 )
+from e3dsnn_jax.spike import Neuron
 
 
 class SpikeDense(nn.Module):
@@ -124,6 +125,31 @@ def replace_layers(
 
     with nn.intercept_methods(intercept):
         return model.apply(variables, *arguments, **options)
+
+
+def spike_levels_of(model: nn.Module, given: int | None = None) -> int:
+    """Binary steps of a time step (D) of a network.
+
+    Args:
+      model: The network; its field `neuron` tells, if it has one.
+      given: What the caller says; needed of a network without that field alone.
+
+    Raises:
+      ValueError: If nobody tells, or the two differ.
+    """
+    neuron = getattr(model, "neuron", None)
+    own = neuron.levels if isinstance(neuron, Neuron) else given
+    if own is None:
+        raise ValueError(
+            f"{type(model).__name__} has no field `neuron` that tells its levels: give "
+            "the largest spike of a time step"
+        )
+    if given not in (None, own):
+        raise ValueError(
+            f"levels={given} are given, but the neurons of {type(model).__name__} send "
+            f"up to {own} spikes a time step: leave the levels out"
+        )
+    return own
 
 
 def layer_name(path: tuple[str, ...]) -> str:

@@ -57,6 +57,7 @@ def describe_layers(
     variables: dict[str, Any],
     features: Float[np.ndarray | Array, "voxels channels"],
     levels: tuple[Level, ...],
+    *arguments: Any,
     **options: Any,
 ) -> tuple[LayerShape, ...]:
     """The layers of a network in the order in which it calls them; computes nothing.
@@ -66,6 +67,7 @@ def describe_layers(
       variables: Its variables.
       features: Features of a batch.
       levels: Its levels.
+      *arguments: What the network is called with behind these.
       **options: Further arguments of the call.
 
     Raises:
@@ -77,7 +79,7 @@ def describe_layers(
     readers: dict[int, tuple[Any, str]] = {}
     parameters = _parameters_by_layer(variables)
 
-    def watch(variables, features, levels):
+    def watch(variables, features, levels, *arguments):
         places = map_places(levels, options.get("num_clouds"))
 
         def layer(call: LayerCall) -> Array:
@@ -94,11 +96,14 @@ def describe_layers(
             found[-1] = found[-1]._replace(parameters=found[-1].parameters + own)
             return call.run()
 
-        arguments = model, variables, features, levels
-        return replace_layers(*arguments, layer=layer, norm=norm, **options)
+        inputs = features, levels, *arguments
+        return replace_layers(
+            model, variables, *inputs, layer=layer, norm=norm, **options
+        )
 
-    _check_variables(model, variables, features, levels, options)
-    jax.eval_shape(watch, variables, features, levels)
+    inputs = features, levels, *arguments
+    _check_variables(model, variables, inputs, options)
+    jax.eval_shape(watch, variables, *inputs)
     if parameters:
         raise ValueError(
             f"no layer is known that owns the parameters {', '.join(parameters)}: the "
@@ -197,11 +202,9 @@ def _parameters_by_layer(variables: dict[str, Any]) -> dict[str, int]:
     return sizes
 
 
-def _check_variables(model, variables, features, levels, options) -> None:
+def _check_variables(model, variables, inputs, options) -> None:
     expected: Any = jax.eval_shape(
-        lambda *inputs: model.init(jax.random.key(0), *inputs, **options),
-        features,
-        levels,
+        lambda *inputs: model.init(jax.random.key(0), *inputs, **options), *inputs
     )
     needed, found = (
         {name: tuple(np.shape(leaf)) for name, leaf in flatten_variables(tree).items()}

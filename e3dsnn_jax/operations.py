@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32
 
+from e3dsnn_jax.events import are_spikes
 from e3dsnn_jax.kernel_map import KernelMap
-from e3dsnn_jax.layer_calls import LayerCall, replace_layers
+from e3dsnn_jax.layer_calls import LayerCall, replace_layers, spike_levels_of
 from e3dsnn_jax.layer_shapes import (
     LayerShape,
     Places,
@@ -82,8 +83,8 @@ def count_operations(
     variables: dict[str, Any],
     features: Float[Array, "voxels channels"],
     levels: tuple[Level, ...],
-    *,
-    spike_levels: int,
+    *arguments: Any,
+    spike_levels: int | None = None,
     **options: Any,
 ) -> tuple[Any, dict[str, LayerCounts]]:
     """Runs a network and counts what it does; pure, to be compiled as one program.
@@ -93,15 +94,19 @@ def count_operations(
       variables: Its variables.
       features: Features of a batch.
       levels: Its levels.
-      spike_levels: Largest spike of a time step (D).
+      *arguments: What the network is called with behind these.
+      spike_levels: Largest spike of a time step (D); that of the network's `neuron` if
+        omitted.
       **options: Further arguments of the call.
 
     Returns:
       What the network returns, and the counts by layer.
 
     Raises:
-      ValueError: If a layer is called twice, or its voxels are not known.
+      ValueError: If a layer is called twice, its voxels are not known, or
+        `spike_levels` is not what the network has.
     """
+    most = spike_levels_of(model, spike_levels)
     counts: dict[str, LayerCounts] = {}
     levels = jax.tree.map(jnp.asarray, levels)  # the network passes these very arrays
     places = map_places(levels, options.get("num_clouds"))
@@ -109,10 +114,11 @@ def count_operations(
 
     def layer(call: LayerCall) -> Array:
         check_called_once(call.name, counts)
-        counts[call.name] = _count_layer(call, levels, places, degrees, spike_levels)
+        counts[call.name] = _count_layer(call, levels, places, degrees, most)
         return call.run()
 
-    outputs = replace_layers(model, variables, features, levels, layer=layer, **options)
+    inputs = features, levels, *arguments
+    outputs = replace_layers(model, variables, *inputs, layer=layer, **options)
     return outputs, counts
 
 
@@ -264,7 +270,7 @@ def _count_layer(
         fired, pair_spikes, askers = count_spikes_and_pairs(
             inputs, degree, real, levels=spike_levels, most_pairs=most
         )
-        held = (inputs >= 0) & (inputs <= spike_levels) & (inputs == jnp.floor(inputs))
+        held = jnp.asarray(are_spikes(inputs, spike_levels))
         no_spikes = jnp.sum(~held, (0, 1), dtype=jnp.int32)
     else:
         fired = jnp.zeros((1, time, spike_levels), jnp.int32)

@@ -2,11 +2,13 @@
 
 The networks train with integer spikes 0..D. Here an integer spike n of a time step is n
 binary spikes among its D binary steps (`spike.unroll_spikes`), and a layer adds up what
-each of its T x D binary steps sends (`binary_steps`), so that it needs additions of
-weights and no products. The layers with real-valued input are the first convolution and
-the head (`real_layers` lists those of a network). The strided convolutions between the
-stages have a neuron before them, so that the downsampling takes spikes in every
-network; the head of the classifier does with `head_on_spikes` (`spike_readout`).
+each of its T x D binary steps sends (`binary_steps`). Hardware needs additions of
+weights for that, and no products. JAX itself multiplies the zeros and ones in matrix
+products; `event_executor` runs the same layers by additions alone, and `operations`
+counts those. The layers with real-valued input are the first convolution and the head
+(`real_layers` lists those of a network). The strided convolutions between the stages
+have a neuron before them, so that the downsampling takes spikes in every network; the
+head of the classifier does with `head_on_spikes` (`spike_readout`).
 
 The functions work on layers, so that every network made of `SparseConv` and Dense
 layers runs with `run_binary`, with the variables that it has. In float64 (variables
@@ -24,10 +26,16 @@ from jaxtyping import Array, Float
 
 from e3dsnn_jax.binary_steps import add_binary_steps, linear_step, wide_conv
 from e3dsnn_jax.classifier import Classifier
-from e3dsnn_jax.layer_calls import LayerCall, NormCall, replace_layers
+from e3dsnn_jax.layer_calls import (
+    LayerCall,
+    NormCall,
+    replace_layers,
+    spike_levels_of,
+)
+from e3dsnn_jax.layers import Compute, fold_norm
 from e3dsnn_jax.pyramid import Level
 from e3dsnn_jax.spike import Neuron
-from e3dsnn_jax.spike_readout import classifier_on_spikes
+from e3dsnn_jax.spike_readout import classifier_on_spikes, readout_units
 from e3dsnn_jax.training.metrics import SPIKES_SUFFIX, spike_level
 
 Run = tuple[Float[Array, "clouds classes"], dict[str, Array]]
@@ -38,7 +46,7 @@ def run_binary(
     model: nn.Module,
     variables: dict[str, Any],
     *arguments: Any,
-    neuron: Neuron,
+    neuron: Neuron | None = None,
     head_on_spikes: bool = False,
     **options: Any,
 ) -> Any:
@@ -47,9 +55,10 @@ def run_binary(
     Args:
       model: Any network without rematerialisation, in inference.
       variables: Its variables, float32 or float64. `Compute.precision` is not looked
-        at: sums have the type of the variables.
+        at, in layers with real inputs neither: sums have the type of the variables.
       *arguments: What the network is called with.
-      neuron: Its neurons, whose levels are the binary steps of a time step.
+      neuron: Its neurons, whose levels are the binary steps of a time step; the field
+        `neuron` of the network if omitted.
       head_on_spikes: Compute a classifier's logits from spikes as well, so that the
         first convolution alone takes real values. The logits are the same but for
         rounding; `"pooled"`, which that head does not read, is left out.
@@ -59,18 +68,17 @@ def run_binary(
       What the network returns.
 
     Raises:
-      ValueError: If the network has no spikes, is asked to train, or has no head that
-        could be moved onto spikes.
+      ValueError: If the network has no spikes, has others than `neuron` sends, is asked
+        to train, or has no head that could be moved onto spikes.
     """
-    if neuron.relu:
+    given = getattr(model, "neuron", None) if neuron is None else neuron
+    if given is not None and given.relu:
         raise ValueError(
             "a network with ReLU has no spikes: it cannot run on binary ones"
         )
-    if head_on_spikes and not isinstance(model, Classifier):
-        raise ValueError(
-            f"head_on_spikes needs a Classifier, whose head is linear after a mean; a "
-            f"{type(model).__name__} runs without it"
-        )
+    binary_steps = spike_levels_of(model, None if given is None else given.levels)
+    if head_on_spikes:
+        readout_units(model)  # raises where there are none
     fed: list[str] = []
 
     def layer(call: LayerCall) -> Array:
@@ -78,11 +86,16 @@ def run_binary(
             return _run_integer(call)
         fed.append(call.name)
         step = linear_step(call)
-        outputs = add_binary_steps(call.inputs, step, levels=neuron.levels)
+        outputs = add_binary_steps(call.inputs, step, levels=binary_steps)
         return outputs if call.bias is None else outputs + call.bias[None, None]
 
     results = replace_layers(
-        model, variables, *arguments, layer=layer, norm=_normalise, **options
+        _in_full_precision(model),
+        variables,
+        *arguments,
+        layer=layer,
+        norm=_normalise,
+        **options,
     )
     if not fed:
         raise ValueError(
@@ -103,11 +116,16 @@ def run_integer(
 ) -> Any:
     """Inference with integer spikes, in the type of the variables.
 
-    In float32 this is `model.apply`; the network's own layers add in float32 always,
-    so it is this function that computes in float64.
+    In float32 this is `model.apply` with `Compute.precision` float32; the network's own
+    layers add in float32 always, so it is this function that computes in float64.
     """
     return replace_layers(
-        model, variables, *arguments, layer=_run_integer, norm=_normalise, **options
+        _in_full_precision(model),
+        variables,
+        *arguments,
+        layer=_run_integer,
+        norm=_normalise,
+        **options,
     )
 
 
@@ -172,6 +190,14 @@ def compare_runs(one: Run, other: Run, levels: tuple[Level, ...]) -> Flips:
     return Flips(flipped, neurons, sent, changed)
 
 
+def _in_full_precision(model: nn.Module) -> nn.Module:
+    """The same network with no layer in bfloat16, if its field `compute` says so."""
+    compute = getattr(model, "compute", None)
+    if not isinstance(compute, Compute) or compute.precision == "float32":
+        return model
+    return model.clone(compute=compute._replace(precision="float32"))
+
+
 def _run_integer(call: LayerCall) -> Array:
     if call.kernel_map is None or call.kernel.dtype != jnp.float64:
         return call.run()
@@ -183,7 +209,7 @@ def _run_integer(call: LayerCall) -> Array:
 def _normalise(call: NormCall) -> Array:
     if call.scale.dtype != jnp.float64:
         return call.run()
-    factor = call.scale * jax.lax.rsqrt(call.var + call.epsilon)
+    factor, _ = fold_norm(call.scale, call.bias, call.mean, call.var, call.epsilon)
     outputs = (call.inputs - call.mean[None, None]) * factor[None, None]
     real = call.mask[:, None, None]
     return jnp.where(real, outputs + call.bias[None, None], 0)

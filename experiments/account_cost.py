@@ -10,7 +10,8 @@ spikes (`spike_driven`), in turns. Logits alone leave each program. Weights are 
 of a size with which every layer fires. The last line of stdout is a JSON object: for
 each network the milliseconds, and the ratios to the plain pass round by round, of time
 and of CPU time (which others on the machine disturb less), medians and quartiles, with
-the load of the machine before and after.
+the load of the machine before and after. An account that takes more than `limit` times
+as long as the plain pass is an error, unless the machine was `busy`.
 """
 
 import dataclasses
@@ -41,8 +42,11 @@ from experiments.benchmarks.timing import (
     ratio,
     spread,
 )
+from experiments.random_variables import random_variables
 
 NUM_CLASSES = 40
+LIMIT = 1.5
+"""Times that a pass with its account may take as long as one without."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,20 +67,6 @@ class AccountCost:
     """Sizes that take seconds, to see that everything runs."""
 
 
-def random_variables(model: Classifier, *inputs: Any, **options: Any) -> Any:
-    """Variables with which every layer fires, without compiling the initialisation."""
-    rng = np.random.default_rng(0)
-    init = lambda *inputs: model.init(jax.random.key(0), *inputs, **options)
-
-    def fill(path, leaf):
-        if path[-1].key != "kernel":
-            return jnp.full(leaf.shape, float(path[-1].key in ("var", "scale")))
-        deviation = (8 * leaf.shape[-2]) ** -0.5
-        return jnp.asarray(deviation * rng.standard_normal(leaf.shape), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(init, *inputs))
-
-
 def measure(config: AccountCost, variant: Variant) -> dict[str, Any]:
     """Times one network; ratios are those to its plain forward pass."""
     clouds = surface_clouds(
@@ -88,16 +78,15 @@ def measure(config: AccountCost, variant: Variant) -> dict[str, Any]:
     levels = jax.tree.map(jnp.asarray, host_levels)
     features = jnp.asarray(pad_features(rows, rows=len(levels[0].coords)))
     options: dict[str, Any] = {"num_clouds": config.clouds, "train": False}
-    variables = random_variables(model, features, levels, **options)
+    rng = np.random.default_rng(0)
+    variables = random_variables(model, rng, features, levels, **options)
     inputs = variables, features, levels
     shapes = describe_layers(model, *inputs, **options)
-    binary = functools.partial(run_binary, model, neuron=model.neuron, **options)
+    binary = functools.partial(run_binary, model, **options)
     plain = functools.partial(model.apply, **options)
 
     def count(*inputs: Any) -> Any:
-        outputs, counts = count_operations(
-            model, *inputs, spike_levels=model.neuron.levels, **options
-        )
+        outputs, counts = count_operations(model, *inputs, **options)
         return outputs[0], counts
 
     run_plain = jax.jit(lambda *inputs: plain(*inputs)[0])
@@ -136,7 +125,12 @@ def measure(config: AccountCost, variant: Variant) -> dict[str, Any]:
 
 
 def run(config: AccountCost) -> None:
-    """Measures every network and prints the JSON line."""
+    """Measures every network and prints the JSON line.
+
+    Raises:
+      ValueError: If an account took longer than the limit on a machine that others
+        left alone; `small` sizes are not judged.
+    """
     if config.small:
         config = dataclasses.replace(config, clouds=2, voxels=128, repeats=2)
     machine = describe_machine()
@@ -147,8 +141,34 @@ def run(config: AccountCost) -> None:
         "machine": machine,
         "load_average_after": after,
         "busy": is_busy(machine["load_average"]) or is_busy(after),
+        "limit": LIMIT,
     }
     print(json.dumps(answer), flush=True)
+    if not config.small:
+        judge(rows, busy=answer["busy"])
+
+
+def judge(rows: list[dict[str, Any]], *, busy: bool) -> None:
+    """Holds the account of each network to the limit.
+
+    Args:
+      rows: From `measure`.
+      busy: Whether others used the machine; then what is over the limit is only told.
+
+    Raises:
+      ValueError: If one is over the limit and the machine was not busy.
+    """
+    over = [
+        f"{row['variant']}: {row['ratio']['account']['median']:.2f}"
+        for row in rows
+        if not row["ratio"]["account"]["median"] <= LIMIT
+    ]
+    if not over:
+        return
+    message = f"the account takes over {LIMIT} times a plain pass ({', '.join(over)})"
+    if not busy:
+        raise ValueError(message)
+    print(f"The machine is busy, so that nothing follows: {message}.", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,8 +19,9 @@ The last line of stdout is a JSON object:
   the head on spikes too
 * `batches`, `batches_without_flips`, `worst_logit`: the largest difference of a logit
   in those without flips; null if there are none
-* `float64`: clouds, flipped spikes, and the largest difference of any logit or
-  activation, which is refused above `limit`; null if it was not asked for
+* `float64`: clouds, flipped spikes, of which one is refused, and the largest difference
+  of any logit or activation, which is refused above `limit` and if it is not a number;
+  null if it was not asked for
 * `layers`: share of the neurons of each layer that differ
 """
 
@@ -39,9 +40,8 @@ import tyro
 
 from e3dsnn_jax.classifier import Classifier
 from e3dsnn_jax.cli import report_errors
-from e3dsnn_jax.data.clouds import ShapeDataset
+from e3dsnn_jax.data.clouds import ShapeDataset, choose_clouds
 from e3dsnn_jax.data.loader import ShapeBatch
-from e3dsnn_jax.energy_command import choose_clouds
 from e3dsnn_jax.spike_driven import compare_runs, in_float64, run_binary, run_integer
 from e3dsnn_jax.spike_readout import classifier_on_spikes
 from e3dsnn_jax.training.datasets import open_evaluation
@@ -69,7 +69,7 @@ def run_all(model: Classifier, variables: Any, batch: ShapeBatch) -> Any:
     options = {"num_clouds": clouds, "train": False}
     inputs = variables, batch.features, batch.levels
     integer = run_integer(model, *inputs, **options)
-    binary = run_binary(model, *inputs, neuron=model.neuron, **options)
+    binary = run_binary(model, *inputs, **options)
     head = classifier_on_spikes(
         model, variables, binary[1], batch.levels, num_clouds=clouds
     )
@@ -85,6 +85,11 @@ def compare(network: SavedNetwork, dataset: ShapeDataset) -> dict[str, Any]:
     batches = open_batches(network, dataset)
     for batch in batches.batches:
         integer, binary, head = compiled(network.variables, batch)
+        if not all(np.isfinite(x).all() for x in (integer[0], binary[0], head)):
+            raise ValueError(
+                f"{network.source} answers with numbers that are not finite: its "
+                "weights are broken or its training has diverged"
+            )
         flips = compare_runs(integer, binary, batch.levels)
         flipped.update(flips.spikes)
         neurons.update(flips.neurons)
@@ -129,7 +134,8 @@ def compare_in_float64(network: SavedNetwork, dataset: ShapeDataset) -> dict[str
             pairs = [(head, integer[0]), (binary[0], integer[0])]
             pairs += [(binary[1][name], values) for name, values in integer[1].items()]
             for ours, theirs in pairs:
-                worst = max(worst, float(np.abs(ours - theirs).max()))
+                # Unlike max, this keeps what is not a number.
+                worst = float(np.maximum(worst, np.abs(ours - theirs).max()))
     return {
         "clouds": len(dataset),
         "flipped_spikes": flipped,
@@ -162,10 +168,16 @@ def run(options: BinarySpikes) -> None:
         some = choose_clouds(dataset, options.float64_clouds)
         wide = compare_in_float64(network, some)
     print(json.dumps(summary | {"float64": wide}), flush=True)
-    # Not a number is no agreement either.
-    if wide is not None and not wide["worst"] <= wide["limit"]:
+    if wide is None:
+        return
+    if wide["flipped_spikes"]:
         raise ValueError(
-            f"in float64 binary and integer spikes differ by {wide['worst']:.1e}, more "
+            f"in float64 {wide['flipped_spikes']} spikes differ, which must be none"
+        )
+    # Not a number is no agreement either.
+    if not wide["worst"] <= wide["limit"]:
+        raise ValueError(
+            f"in float64 binary and integer runs differ by {wide['worst']:.1e}, more "
             f"than {wide['limit']:.0e}"
         )
 

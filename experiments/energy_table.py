@@ -9,9 +9,11 @@ trains each network on the embedded shapes (or on `--data`) with T x D = 1x2, 2x
 and 4x1 time steps and levels, and with ReLU instead of spikes; evaluates it; and counts
 and prices what it does on the test clouds (`e3dsnn energy`). A command that was killed
 goes on: a training from its last checkpoint, and a row that is done is read back from
-`energy_row.json` in the folder of its run, if it was asked for with the same options.
-Writes `energy_table.md` into the folder of the runs; the last line of stdout is a JSON
-object with one entry a row.
+`energy_row.json` in the folder of its run, if it was asked for with the same options,
+and counted and priced by the rules of today. Runs of other options than the ones by
+default have folders of their own. `energy_table.md` in the folder of the runs holds all
+the rows there; the last line of stdout is a JSON object with an entry for each row that
+was asked for.
 
 The published numbers are those of another data set (ModelNet40, voxels of 0.01) and
 of other ways of counting: they are there for the order of magnitude.
@@ -27,8 +29,10 @@ from typing import Any, NamedTuple
 import tyro
 
 from e3dsnn_jax.cli import report_errors
+from e3dsnn_jax.energy import ASSUMPTIONS
 from e3dsnn_jax.energy_command import run_energy
 from e3dsnn_jax.energy_report import describe_account
+from e3dsnn_jax.prices import HOROWITZ_45NM, describe_prices
 from e3dsnn_jax.spike import Neuron
 from e3dsnn_jax.training.config import DataConfig, ModelConfig, TrainConfig, Variant
 from e3dsnn_jax.training.config_json import to_json
@@ -109,10 +113,37 @@ class EnergyTable:
     """Train tiny networks on a few synthetic clouds for one epoch: a test."""
 
 
+def run_name(options: EnergyTable, variant: str, neuron: str) -> str:
+    """Folder of a row's run: runs of other options have others.
+
+    Accounts of other clouds are of the same run.
+    """
+    words = [f"{variant}_{neuron}", *describe_options(options)]
+    return "_".join(words).replace(" ", "")
+
+
+def describe_options(options: EnergyTable) -> list[str]:
+    """What of a training is not as it is by default."""
+    words = {
+        "data": "" if options.data is None else options.data.name,
+        "epochs": f"{options.epochs} epochs",
+        "train_fraction": f"{options.train_fraction:g} of the clouds",
+        "voxel_size": f"voxels {options.voxel_size:g}",
+        "seed": f"seed {options.seed}",
+        "smoke": "smoke",
+    }
+    default = EnergyTable()
+    return [
+        text
+        for name, text in words.items()
+        if getattr(options, name) != getattr(default, name)
+    ]
+
+
 def make_config(options: EnergyTable, variant: Variant, neuron: str) -> TrainConfig:
     """The training run of one row."""
     config = TrainConfig(
-        run=options.run / f"{variant}_{neuron}",
+        run=options.run / run_name(options, variant, neuron),
         data=DataConfig(
             path=options.data,
             voxel_size=options.voxel_size,
@@ -139,13 +170,11 @@ def make_config(options: EnergyTable, variant: Variant, neuron: str) -> TrainCon
 def measure(options: EnergyTable, variant: Variant, neuron: str) -> dict[str, Any]:
     """One row: trains, evaluates and counts, unless that is done."""
     config = make_config(options, variant, neuron)
-    # Through JSON, as it will be read: tuples become lists.
-    asked = json.loads(
-        json.dumps({"config": to_json(config), "clouds": options.clouds})
-    )
+    asked = {"config": to_json(config), "clouds": options.clouds}
+    asked = as_read(asked | describe_rules())
     stored = config.run / ROW
     if stored.exists():
-        found = json.loads(stored.read_text())
+        found = read_row(stored)
         if found["asked"] == asked:
             print(f"{variant} with {neuron} neurons is done: {stored}", file=sys.stderr)
             return found["row"]
@@ -153,8 +182,60 @@ def measure(options: EnergyTable, variant: Variant, neuron: str) -> dict[str, An
     accuracy = train(config).evaluation.accuracy
     account, _ = run_energy(config.run, clouds=options.clouds)
     row = describe_row(variant, neuron, accuracy, describe_account(account))
+    told = describe_options(options)
+    if options.clouds is not None:
+        told.append(f"{options.clouds} clouds counted")
+    row["options"] = ", ".join(told)
     write_json(stored, {"asked": asked, "row": row})
     return row
+
+
+def describe_rules() -> dict[str, Any]:
+    """What the numbers of a row follow from beside its run."""
+    return {
+        "assumptions": list(ASSUMPTIONS),
+        "prices": describe_prices(HOROWITZ_45NM),
+    }
+
+
+def as_read(content: Any) -> Any:
+    """What comes back of it from JSON: tuples become lists."""
+    return json.loads(json.dumps(content))
+
+
+def read_row(path: Path) -> dict[str, Any]:
+    """What stands in the file of a row.
+
+    Raises:
+      ValueError: If it is damaged.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged, remove it: {error}") from error
+    if not isinstance(found, dict) or not {"asked", "row"} <= found.keys():
+        raise ValueError(f"{path}: no row of a table, remove it")
+    return found
+
+
+def read_rows(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """All rows in a folder of runs, in order, and how many follow older rules.
+
+    Rows of other rules or prices cannot stand beside these, and are left out.
+    """
+    rules = as_read(describe_rules())
+    found = [read_row(path) for path in sorted(folder.glob(f"*/{ROW}"))]
+    rows = [
+        each["row"]
+        for each in found
+        if all(each["asked"].get(name) == rule for name, rule in rules.items())
+    ]
+    place = lambda row: (
+        EnergyTable.variants.index(row["variant"]),
+        row["options"],
+        EnergyTable.neurons.index(row["neuron"]),
+    )
+    return sorted(rows, key=place), len(found) - len(rows)
 
 
 def describe_row(
@@ -197,11 +278,12 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         "without spikes": "ann_mj",
         "script's rule": "paper_compatible_mj",
     }
-    titles = ["network", "T x D", "accuracy", "MACs", "additions", *columns]
+    titles = ["network", "T x D", "options", "accuracy", "MACs", "additions"]
+    titles += columns
     titles += ["published accuracy", "published energy"]
     lines = [
         f"| {' | '.join(titles)} |",
-        f"| --- | --- |{' ---: |' * (len(titles) - 2)}",
+        f"| --- | --- | --- |{' ---: |' * (len(titles) - 3)}",
     ]
     notes: list[str] = []
     for row in rows:
@@ -217,6 +299,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
         cells = [
             row["variant"],
             row["neuron"],
+            row["options"],
             f"{row['accuracy']:.1%}",
             f"{row['macs']:.3g}",
             f"{row['synaptic_operations']:.3g}",
@@ -251,11 +334,22 @@ def run(options: EnergyTable) -> None:
     for variant in options.variants:
         for neuron in options.neurons:
             rows.append(measure(options, variant, neuron))
-            table = format_table(rows)
             # After each row: the large networks take hours.
-            (options.run / "energy_table.md").write_text(table + "\n")
+            write_table(options.run)
     print(f"\n{format_table(rows)}\n", file=sys.stderr)
     print(json.dumps({"rows": rows}), flush=True)
+
+
+def write_table(folder: Path) -> None:
+    """Writes the table of all rows in a folder of runs."""
+    rows, older = read_rows(folder)
+    table = format_table(rows)
+    if older:
+        table += (
+            f"\n\n{older} more were counted by other rules or prices and are left out; "
+            "the commands that made them count them again."
+        )
+    (folder / "energy_table.md").write_text(table + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,12 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e3dsnn_jax.binary_steps import (
-    add_binary_steps,
-    binary_conv,
-    binary_linear,
-    wide_conv,
-)
+from e3dsnn_jax.binary_steps import add_binary_steps, binary_conv, wide_conv
 from e3dsnn_jax.kernel_map import invert
 from e3dsnn_jax.pyramid import build_pyramid
 from e3dsnn_jax.sparse_conv import sparse_conv
@@ -94,11 +89,13 @@ def test_a_layer_is_given_zeros_and_ones_alone_and_all_of_them(rng):
 def test_a_binary_linear_layer_is_the_integer_one(rng):
     spikes = jnp.asarray(rng.integers(0, 5, (9, 2, 3)), jnp.float32)
     kernel = jnp.asarray(rng.standard_normal((3, 4)), jnp.float32)
-    binary = binary_linear(spikes, kernel, levels=4)
+    step = lambda rows: jnp.matmul(rows, kernel, precision="highest")
+    binary = add_binary_steps(spikes, step, levels=4)
     assert largest(binary, np.asarray(spikes, "f8") @ np.asarray(kernel)) < 1e-6
 
 
 @pytest.mark.parametrize("wrong", [np.nan, 0.5, -1, 5])
 def test_what_is_no_spike_makes_all_of_the_layer_nan(wrong):
     spikes = jnp.zeros((4, 1, 2)).at[2, 0, 1].set(wrong)
-    assert np.isnan(binary_linear(spikes, jnp.ones((2, 3)), levels=4)).all()
+    step = lambda rows: jnp.matmul(rows, jnp.ones((2, 3)))
+    assert np.isnan(add_binary_steps(spikes, step, levels=4)).all()

@@ -1,18 +1,27 @@
 """Event lists: against a loop over every neuron, there and back, files and damage."""
 
+import inspect
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from e3dsnn_jax.event_executor import submanifold_events
 from e3dsnn_jax.events import (
     Events,
+    are_spikes,
     check_events,
+    events_of_level,
     load_events,
     save_events,
     to_events,
     to_spikes,
 )
+from e3dsnn_jax.kernel_map import make_kernel
+from e3dsnn_jax.pyramid import build_pyramid
 from e3dsnn_jax.spike import unroll_spikes
+from tests import oracles
+from tests.clouds_of_voxels import random_coords
 
 
 def events_by_loops(spikes, levels):
@@ -38,7 +47,7 @@ def test_events_are_those_of_the_loops(rng, shape, levels, dtype):
     events = to_events(spikes, levels=levels)
     rows = np.stack([events.time, events.voxel, events.channel], 1).tolist()
     assert [tuple(row) for row in rows] == events_by_loops(spikes, levels)
-    assert events[3:] == (shape[1], levels, shape[0], shape[2])
+    assert events[3:] == (shape[1], levels, shape[0], shape[2], None)
     np.testing.assert_array_equal(to_spikes(events), spikes)
 
 
@@ -70,9 +79,49 @@ def test_files_keep_everything(tmp_path, rng):
         events = to_events(spikes, levels=2)
         save_events(events, tmp_path / "layer.npz")
         again = load_events(tmp_path / "layer.npz")
-        for one, other in zip(events, again, strict=True):
-            np.testing.assert_array_equal(one, other)
+        check_same(again, events)
+        assert again.coords is None
         assert again.time.dtype == np.int32
+
+
+def check_same(found, expected):
+    for name, one, other in zip(Events._fields, found, expected, strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=name)
+
+
+def test_a_file_of_a_run_drives_the_executor_alone(tmp_path, rng):
+    coords = random_coords(rng)
+    (level,) = build_pyramid(coords, num_levels=1)
+    rows = len(level.coords)
+    assert rows > len(coords)
+    # Padding rows hold anything: they must not be looked at.
+    spikes = np.full((rows, 2, 3), 0.5, np.float32)
+    spikes[: len(coords)] = rng.integers(0, 4, (len(coords), 2, 3))
+    events = events_of_level(jnp.asarray(spikes), level.coords, levels=3)
+    save_events(events, tmp_path / "layer.npz")
+    loaded = load_events(tmp_path / "layer.npz")
+    check_same(loaded, events)
+    kernel = rng.standard_normal((27, 3, 4))
+    result = submanifold_events(loaded, loaded.coords, kernel, make_kernel(3))
+    np.testing.assert_array_equal(result.coords, coords)
+    expected = np.zeros((len(coords), 2, 4))
+    for offset, receiver, sender in oracles.submanifold_pairs(coords, make_kernel(3)):
+        expected[receiver] += spikes[sender].astype("f8") @ kernel[offset]
+    np.testing.assert_allclose(result.currents, expected, atol=1e-12)
+    with pytest.raises(ValueError, match=f"{rows} rows of spikes but {rows - 1} of"):
+        inspect.unwrap(events_of_level)(spikes, level.coords[1:], levels=3)
+    cut = events._replace(coords=coords[1:])
+    with pytest.raises(ValueError, match=rf"\[{len(coords)} voxels, 1 \+ axes\] are"):
+        save_events(cut, tmp_path / "cut.npz")
+
+
+def test_spikes_are_whole_numbers_up_to_their_levels():
+    values = np.array([0, 1, 2.5, 3, 4, 5, -1, -0.5, np.nan, np.inf, -np.inf])
+    expected = [value in (0, 1, 3, 4) for value in values]
+    np.testing.assert_array_equal(are_spikes(values, 4), expected)
+    np.testing.assert_array_equal(are_spikes(jnp.asarray(values, "f4"), 4), expected)
+    whole = np.arange(-2, 7, dtype=np.int8)
+    np.testing.assert_array_equal(are_spikes(whole, 4), (whole >= 0) & (whole < 5))
 
 
 def make_events(**changes):

@@ -10,17 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e3dsnn_jax import spike_driven
-from e3dsnn_jax.backbone import Architecture
+from e3dsnn_jax import binary_steps, spike_driven
+from e3dsnn_jax.backbone import VARIANTS, Architecture
 from e3dsnn_jax.binary_steps import binary_conv
 from e3dsnn_jax.classifier import Classifier
+from e3dsnn_jax.data.loader import voxelize_cloud
+from e3dsnn_jax.data.open import open_dataset
+from e3dsnn_jax.energy import make_account
 from e3dsnn_jax.event_executor import strided_events, submanifold_events
 from e3dsnn_jax.events import to_events
 from e3dsnn_jax.interop import import_state
 from e3dsnn_jax.kernel_map import invert, make_kernel
 from e3dsnn_jax.layer_calls import SpikeDense, replace_layers
+from e3dsnn_jax.layer_shapes import describe_layers
 from e3dsnn_jax.layers import Compute, MaskedBatchNorm, SparseConv
-from e3dsnn_jax.operations import pairs_of_senders
+from e3dsnn_jax.operations import LayerTotals, pairs_of_senders
 from e3dsnn_jax.parameter_names import architecture_of
 from e3dsnn_jax.pooling import voxel_mask
 from e3dsnn_jax.pyramid import build_pyramid
@@ -33,12 +37,13 @@ from e3dsnn_jax.spike_driven import (
     run_integer,
 )
 from e3dsnn_jax.spike_readout import (
+    account_on_spikes,
     classifier_on_spikes,
-    count_readout,
     readout_units,
 )
 from e3dsnn_jax.training.metrics import spike_level
-from e3dsnn_jax.voxels import pad_features
+from e3dsnn_jax.voxels import join_clouds, pad_features
+from experiments.random_variables import random_variables
 from tests import oracles
 from tests.clouds_of_voxels import random_coords
 from tests.test_binary_steps import largest
@@ -58,23 +63,11 @@ NEURONS = [
 ]
 
 
-def lively(shapes, rng):
-    """Variables with which every layer fires: kernels of 0.02 leave them silent."""
-
-    def fill(path, leaf):
-        name = path[-1].key
-        if name == "kernel":
-            return jnp.asarray(0.4 * rng.standard_normal(leaf.shape), jnp.float32)
-        low, high = {"scale": (1, 3), "var": (0.5, 2)}.get(name, (-0.5, 1))
-        return jnp.asarray(rng.uniform(low, high, leaf.shape), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(fill, shapes)
-
-
 def make_variables(model, rng, *inputs, **options):
-    """Variables of a network that is never compiled for them."""
-    init = lambda *inputs: model.init(jax.random.key(0), *inputs, **options)
-    return lively(jax.eval_shape(init, *inputs), rng)
+    """Variables with which every layer fires, and norms and biases do something."""
+    return random_variables(
+        model, rng, *inputs, deviation=0.4, mixed_norms=True, **options
+    )
 
 
 def make_network(rng, neuron=PUBLISHED, architecture=TINY, **options):
@@ -102,7 +95,6 @@ def binary(model, variables, features, levels):
         variables,
         features,
         levels,
-        neuron=model.neuron,
         num_clouds=2,
         train=False,
     )
@@ -259,6 +251,62 @@ def test_a_network_feeds_zeros_and_ones_alone_to_every_layer(
     assert len(marked) == 5 + 3 * blocks
 
 
+@pytest.mark.parametrize("blocks", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_head_on_spikes_is_fed_zeros_and_ones_alone(rng, blocks, monkeypatch):
+    architecture = Architecture(3, 4, (4,), (blocks,))
+    model, *inputs = make_network(rng, Neuron(2, 2), architecture)
+    add_steps = binary_steps.add_binary_steps
+    left = []
+
+    def watched_steps(spikes, step, *, levels):
+        name = left.pop(0)
+
+        def watched(rows):
+            check_spikes = lambda rows, name=name: fed[name].append(np.asarray(rows))
+            jax.debug.callback(check_spikes, rows, ordered=True)
+            return step(rows) + spoilt[name]
+
+        return add_steps(spikes, watched, levels=levels)
+
+    # The layers themselves have their own reference to it.
+    monkeypatch.setattr(binary_steps, "add_binary_steps", watched_steps)
+    names = readout_units(model)
+    assert len(names) == 1 + 2 * blocks
+    fed, spoilt = defaultdict(list), dict.fromkeys(names, jnp.zeros(()))
+
+    @jax.jit
+    def run(added, *inputs):
+        spoilt.update(added)
+        left[:] = names
+        options = {"num_clouds": 2, "train": False}
+        return run_binary(model, *inputs, head_on_spikes=True, **options)
+
+    none = dict(spoilt)
+    logits, activations = run(none, *inputs)
+    jax.effects_barrier()
+    assert not left
+    assert np.isfinite(logits).all()
+    for name in names:
+        assert len(fed[name]) == 4
+        assert set(np.unique(fed[name])) == {0, 1}
+        by_time = np.reshape(fed[name], (2, 2, *fed[name][0].shape)).sum(1)
+        spikes = np.asarray(activations[f"{name}/spikes"])
+        np.testing.assert_array_equal(by_time, np.moveaxis(spikes, 1, 0))
+    # The logits are made of these very steps, each of them.
+    for name in names:
+        wrong, _ = run(none | {name: jnp.asarray(np.nan)}, *inputs)
+        assert np.isnan(wrong).all(), name
+    monkeypatch.undo()
+    check_what_is_fed(
+        monkeypatch,
+        model.neuron,
+        model,
+        *inputs,
+        run_with={"head_on_spikes": True},
+        num_clouds=2,
+    )
+
+
 def test_a_decoder_feeds_zeros_and_ones_alone_to_every_layer(rng, monkeypatch):
     model, *inputs = make_decoder(rng, Neuron(3, 1))
     marked, fed = check_what_is_fed(monkeypatch, model.neuron, model, *inputs)
@@ -268,7 +316,9 @@ def test_a_decoder_feeds_zeros_and_ones_alone_to_every_layer(rng, monkeypatch):
     assert largest(fed, plain) < 1e-6
 
 
-def check_what_is_fed(monkeypatch, neuron, model, variables, *inputs, **options):
+def check_what_is_fed(
+    monkeypatch, neuron, model, variables, *inputs, run_with=None, **options
+):
     """Records what each layer multiplies by, and what spikes the network sent it."""
     options |= {"train": False}
     marked = real_layers(model, variables, *inputs, **options)
@@ -296,7 +346,8 @@ def check_what_is_fed(monkeypatch, neuron, model, variables, *inputs, **options)
             return watched
 
         monkeypatch.setattr(spike_driven, "linear_step", watched_step)
-        return run_binary(model, variables, *inputs, neuron=neuron, **options)
+        more = {"neuron": neuron} | (run_with or {})
+        return run_binary(model, variables, *inputs, **more, **options)
 
     none = dict.fromkeys(names, jnp.zeros(()))
     outputs = jax.block_until_ready(run(none, variables, *inputs))
@@ -313,7 +364,10 @@ def check_what_is_fed(monkeypatch, neuron, model, variables, *inputs, **options)
     # The network computes with these very steps: spoilt ones reach its outputs.
     for name in names:
         spoilt = run(none | {name: jnp.asarray(np.nan)}, variables, *inputs)
-        assert np.isnan(jax.tree.leaves(spoilt)[0]).any(), name
+        # With the head on spikes the last layer's own outputs are not in the logits.
+        leaves = jax.tree.leaves(spoilt)
+        seen = leaves if run_with else leaves[:1]
+        assert any(np.isnan(leaf).any() for leaf in seen), name
     return marked, outputs
 
 
@@ -347,7 +401,7 @@ def test_the_head_moves_onto_spikes_in_one_call(rng):
     architecture = Architecture(3, 4, (4,), (0,))
     model, *inputs = make_network(rng, Neuron(2, 2), architecture)
     options = {"num_clouds": 2, "train": False}
-    run = functools.partial(run_binary, model, neuron=model.neuron, **options)
+    run = functools.partial(run_binary, model, **options)
     logits, activations = jax.jit(functools.partial(run, head_on_spikes=True))(*inputs)
     plain, expected = compiled(integer, model, *inputs)
     assert largest(logits, plain) < 1e-5
@@ -396,11 +450,85 @@ def test_additions_of_the_head_on_spikes_are_those_of_its_events(rng):
         readout = result.currents.mean(1) + (bias - mean * factor) @ head
         for cloud in range(2):
             total[cloud] += readout[batch[: len(readout)] == cloud].mean(0)
-    counted = count_readout(model, pair_spikes)
-    assert counted.added == additions
-    assert counted.saved == {names[-1]: own[names[-1]]}
     assert all(additions.values())
     assert largest(logits, total) < 1e-5
+    check_account_on_spikes(
+        (model, variables, features, levels), pair_spikes, additions, own
+    )
+
+
+def check_account_on_spikes(network, pair_spikes, additions, own):
+    """The account of a head on spikes, against what the event executor counted."""
+    model, variables, features, levels = network
+    options = {"num_clouds": 2, "train": False}
+    shapes = describe_layers(model, variables, features, levels, **options)
+    totals = {
+        shape.name: LayerTotals(
+            pairs=2,
+            voxels_in=2,
+            voxels_out=2,
+            fired=((1, 1),) * 2,
+            pair_spikes=(pair_spikes.get(shape.name, 3 * shape.takes_spikes),),
+        )
+        for shape in shapes
+    }
+    plain = make_account(shapes, totals, clouds=2, spike_levels=2)
+    moved = account_on_spikes(model, plain)
+    last = readout_units(model)[-1]
+    for one, other in zip(plain.layers, moved.layers, strict=True):
+        name = one.shape.name
+        # The same network without spikes is what it was.
+        assert other.equivalent_macs == one.equivalent_macs
+        expected = one.synaptic_operations
+        if name in additions:
+            assert expected == own[name]
+            expected = additions[name] + (0 if name == last else own[name])
+        assert other.synaptic_operations == expected
+        if name == "head":
+            assert one.macs == 2 * 6 * 5
+            assert (other.macs, sum(other.traffic.values())) == (0, 0)
+            assert sum(other.energy(moved.prices).values()) == 0
+        elif name == last:
+            assert other.sizes["weights"] == 4 * 27 * 6 * 5
+            assert other.sizes["sums"] == 4 * 5
+        elif name not in additions:
+            assert other == one
+    difference = sum(additions.values()) - own[last]
+    assert f"takes spikes: {difference / 2:+.4g} additions a cloud" in moved.notes[-1]
+    assert "30 products fewer" in moved.notes[-1]
+
+
+def test_the_head_on_spikes_folds_the_norms_as_the_network_has_them(rng, monkeypatch):
+    wide = functools.partial(MaskedBatchNorm, epsilon=0.5)
+    monkeypatch.setattr("e3dsnn_jax.layers.MaskedBatchNorm", wide)
+    architecture = Architecture(3, 4, (4,), (0,))
+    model, *inputs = make_network(rng, Neuron(2, 1), architecture)
+    options = {"num_clouds": 2, "train": False}
+    both = lambda *inputs: (
+        run_binary(model, *inputs, head_on_spikes=True, **options)[0],
+        run_binary(model, *inputs, **options)[0],
+    )
+    moved, plain = jax.jit(both)(*inputs)
+    assert largest(moved, plain) < 1e-5
+
+
+def test_precisions_of_the_training_are_not_looked_at(rng):
+    architecture = Architecture(3, 4, (), ())
+    model, *inputs = make_network(rng, Neuron(2, 1), architecture)
+    half = model.clone(compute=Compute("bfloat16"))
+    options = {"num_clouds": 2, "train": False}
+
+    @jax.jit
+    def run(*inputs):
+        runs = [run_integer(each, *inputs, **options) for each in (model, half)]
+        runs += [run_binary(each, *inputs, **options) for each in (model, half)]
+        return [*runs, half.apply(*inputs, **options)]
+
+    *runs, rounded = run(*inputs)
+    for one, other in (runs[:2], runs[2:]):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    # Which the network itself does.
+    assert largest(rounded[1]["stem/unit0"], runs[0][1]["stem/unit0"]) > 1e-4
 
 
 def fixture_batch(path):
@@ -476,6 +604,30 @@ def test_the_published_size_agrees_in_float64(shared):
     check_fixture_in_float64(shared / "fixtures" / "cls_T_seed0.npz")
 
 
+@pytest.mark.slow
+def test_every_layer_runs_on_binary_spikes_on_real_clouds(shared, rng):
+    dataset = open_dataset(shared / "data" / "kicad40", "test")
+    voxels = [
+        voxelize_cloud(dataset[index], rng, voxel_size=0.05, normals=True, recipe=None)
+        for index in (3, 150)
+    ]
+    coords, rows = join_clouds(voxels)
+    levels = build_pyramid(coords, num_levels=5)
+    features = jnp.asarray(pad_features(rows, rows=len(levels[0].coords)))
+    levels = jax.tree.map(jnp.asarray, levels)
+    model = Classifier(VARIANTS["T"], 40)
+    options = {"num_clouds": 2, "train": False}
+    variables = random_variables(
+        model, rng, features, levels, mixed_norms=True, **options
+    )
+    arguments = model, variables, features, levels
+    (_, activations), outputs = compiled(integer_and_each_layer, *arguments)
+    assert len(outputs) == 2 + 4 * 4
+    for name, (own, on_steps) in outputs.items():
+        assert np.asarray(activations[f"{name}/spikes"]).any(), name
+        assert largest(on_steps, own) < 1e-6, name
+
+
 def test_real_valued_layers_are_marked(rng):
     model, variables, features, levels = make_network(rng)
     options = {"num_clouds": 2, "train": False}
@@ -522,6 +674,28 @@ def test_a_network_without_a_head_cannot_move_it(rng):
         run_binary(
             model, *inputs, train=False, neuron=model.neuron, head_on_spikes=True
         )
+
+
+def test_a_network_without_stages_cannot_move_its_head(rng):
+    model, *inputs = make_network(rng, architecture=Architecture(3, 4, (), ()))
+    options = {"num_clouds": 2, "train": False}
+    message = "needs a network with stages, and this one has none"
+    for action in (
+        lambda: readout_units(model),
+        lambda: run_binary(model, *inputs, head_on_spikes=True, **options),
+        lambda: classifier_on_spikes(model, inputs[0], {}, inputs[2], num_clouds=2),
+    ):
+        with pytest.raises(ValueError, match=message):
+            action()
+
+
+def test_other_neurons_than_the_network_has_are_refused(rng):
+    model, *inputs = make_network(rng)
+    options = {"num_clouds": 2, "train": False}
+    with pytest.raises(ValueError, match=r"levels=3 are given, but .* up to 4 spikes"):
+        run_binary(model, *inputs, neuron=Neuron(3), **options)
+    with pytest.raises(ValueError, match="Dense has no field `neuron`"):
+        run_binary(nn.Dense(2), {}, inputs[1])
 
 
 def test_what_cannot_run_on_spikes_is_refused(rng):
