@@ -17,6 +17,8 @@ from e3dsnn_jax.kernel_map import invert as invert
 from e3dsnn_jax.kernel_map import make_kernel as make_kernel
 from e3dsnn_jax.pyramid import Level as Level
 from e3dsnn_jax.pyramid import build_pyramid as build_pyramid
+from e3dsnn_jax.segmenter import SEMANTIC_KITTI as SEMANTIC_KITTI
+from e3dsnn_jax.segmenter import Segmenter as Segmenter
 from e3dsnn_jax.sparse_conv import sparse_conv as sparse_conv
 from e3dsnn_jax.spike import Neuron as Neuron
 from e3dsnn_jax.spike import integer_lif as integer_lif

@@ -296,7 +296,7 @@ def _evaluate(words: Sequence[str]) -> None:
     if (options.run is None) == (options.weights is None):
         raise ValueError("give either the folder of a run or --weights, and not both")
     from e3dsnn_jax.data.open import open_dataset
-    from e3dsnn_jax.training.datasets import open_evaluation
+    from e3dsnn_jax.training.datasets import open_split
     from e3dsnn_jax.training.devices import use_all_cores
     from e3dsnn_jax.training.evaluate import (
         evaluate_network,
@@ -318,16 +318,10 @@ def _evaluate(words: Sequence[str]) -> None:
     else:
         network = load_run(options.run, which=options.checkpoint)
         use_all_cores(network.batch_size)
-        if options.data is None and options.split == "test":
-            dataset = open_evaluation(network.data, network.class_names)
-            out = options.run
-        else:
-            path = options.data or network.data.path
-            dataset = open_dataset(
-                path, options.split, points_per_cloud=network.data.points_per_cloud
-            )
-            name = path.resolve().name if path else "shapes"
-            out = options.run / f"evaluation_{name}_{options.split}"
+        dataset, name = open_split(
+            network.data, network.class_names, options.data, options.split
+        )
+        out = options.run / f"evaluation_{name}" if name else options.run
     evaluation = evaluate_network(
         network,
         dataset,

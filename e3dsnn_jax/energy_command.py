@@ -13,7 +13,7 @@ from e3dsnn_jax.network_account import account
 from e3dsnn_jax.prices import HOROWITZ_45NM, Prices, read_prices
 from e3dsnn_jax.spike import Neuron
 from e3dsnn_jax.training.checkpoints import Which
-from e3dsnn_jax.training.datasets import open_evaluation
+from e3dsnn_jax.training.datasets import open_split
 from e3dsnn_jax.training.one_device import open_batches, open_model
 from e3dsnn_jax.training.run_folder import write_json
 from e3dsnn_jax.training.saved import (
@@ -118,17 +118,10 @@ def run_energy(
                 f"{source}: a run tells its own neurons, so leave --neuron.* out; they "
                 "are for weights files"
             )
-        network, folder = load_run(source, which=checkpoint), source
-        if data is None and split == "test":
-            dataset = open_evaluation(network.data, network.class_names)
-        else:
-            path = data or network.data.path
-            dataset = open_dataset(
-                path, split, points_per_cloud=network.data.points_per_cloud
-            )
-            # As evaluations of other data: the run's own account stays.
-            name = path.resolve().name if path else "shapes"
-            folder = source / f"energy_{name}_{split}"
+        network = load_run(source, which=checkpoint)
+        dataset, name = open_split(network.data, network.class_names, data, split)
+        # As evaluations of other data: the run's own account stays.
+        folder = source / f"energy_{name}" if name else source
     if head_on_spikes:  # the account of the network as it is stays
         of_run = folder == source
         name = "energy" if of_run else folder.name

@@ -27,7 +27,7 @@ from e3dsnn_jax.parameter_names import (
 from e3dsnn_jax.pth import write_pth
 from e3dsnn_jax.published import (
     State,
-    check_is_classifier,
+    check_is_network,
     from_spconv1,
     load_published,
 )
@@ -122,7 +122,7 @@ def import_state(
     """
     if not strict and (target is None or isinstance(target, Architecture)):
         raise ValueError("an import that is not strict needs variables as its target")
-    check_is_classifier(state, source=source)
+    check_is_network(state, source=source)
     state, converted = from_spconv1(state, source=source)
     notes = []
     if converted:
@@ -218,12 +218,12 @@ def export_state(
     Every array comes back from `import_state` bit for bit.
 
     Args:
-      variables: Complete variables of a classifier.
+      variables: Complete variables of a classifier or a segmentation network.
       num_batches_tracked: What to write as the counter of every BatchNorm. We keep no
         such counter, and the published code reads none.
 
     Raises:
-      ValueError: If the variables are not those of a classifier.
+      ValueError: If the variables are those of neither.
     """
     architecture, num_classes = architecture_of(variables)
     named = to_published(variables, architecture, num_classes=num_classes)
@@ -249,11 +249,12 @@ def import_published(
 def read_weights(path: str | Path) -> dict[str, Any]:
     """Returns the variables in a weights file, `.pth` (published) or `.npz` (ours).
 
-    `architecture_of` tells the network that they belong to.
+    `architecture_of` tells the network that they belong to, a segmentation network if
+    it has `decoder_channels`.
 
     Raises:
       FileNotFoundError: If there is no such file.
-      ValueError: If the file cannot be read or does not hold one whole classifier.
+      ValueError: If the file cannot be read or does not hold one whole network.
     """
     return import_weights(path)[0]
 
@@ -274,7 +275,7 @@ def import_weights(path: str | Path) -> tuple[dict[str, Any], ImportReport]:
         variables = traverse_util.unflatten_dict(flat, sep="/")
         state = export_state(variables)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: no weights of a classifier: {error}") from error
+        raise ValueError(f"{path}: no weights of a network: {error}") from error
     return import_state(state, source=str(path))
 
 
@@ -287,7 +288,8 @@ def write_weights(variables: Variables, path: str | Path) -> None:
 
     Raises:
       FileNotFoundError: If the folder does not exist.
-      ValueError: If the suffix is another, or the variables are not a classifier's.
+      ValueError: If the suffix is another, or the variables are not those of a whole
+        classifier or segmentation network.
     """
     path = Path(path)
     if _suffix(path) == ".pth":

@@ -1,11 +1,13 @@
-"""Names, shapes and layouts of every array of a classifier, the published and ours.
+"""Names, shapes and layouts of every array of a network, the published and ours.
 
 Published kernels are [out, k0, k1, k2, in]; ours are [offsets, in, out], the offsets
 row-major over (k0, k1, k2), the axes of the coordinates. The head is the trap: the
 published stack reads the buffer of its [classes, 1, 1, 1, in] kernel as [in, classes],
-which is a reshape, not a transposition.
+which is a reshape, not a transposition. The linear layers of the decoder are
+transposed, [out, in] to [in, out].
 
-Source: `SNN_3dv` in the authors' code, and spconv 2.3.8, which runs its convolutions.
+Source: `SNN_3dv` (classification) and `E_3DSNN_seg` in the authors' code, and spconv
+2.3.8, which runs their convolutions.
 """
 
 import re
@@ -16,7 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 from e3dsnn_jax.backbone import VARIANTS, Architecture
-from e3dsnn_jax.published import State
+from e3dsnn_jax.published import State, has_decoder
 
 Variables = Mapping[str, Any]
 """`{"params": ..., "batch_stats": ...}`, nested dicts of arrays."""
@@ -34,34 +36,52 @@ class Entry(NamedTuple):
 
 
 def list_entries(architecture: Architecture, num_classes: int) -> list[Entry]:
-    """Returns every array of a classifier, in the order of the published state dict."""
+    """Returns every array of a network, in the order of the published state dict.
+
+    Args:
+      architecture: With `decoder_channels` that of a segmentation network, without
+        them that of a classifier.
+      num_classes: Outputs of its head.
+    """
     entries: list[Entry] = []
 
     def add_unit(ours: str, conv: str, norm: str, edge: int, c_in: int, c_out: int):
         entries.append(
             Entry(
                 f"{conv}.weight",
-                f"params/backbone/{ours}/conv/kernel",
+                f"params/{ours}/conv/kernel",
                 (c_out, edge, edge, edge, c_in),
                 (edge**3, c_in, c_out),
             )
         )
+        add_norm(ours, norm, c_out)
+
+    def add_norm(ours: str, norm: str, channels: int):
         for theirs, place in (
-            ("weight", f"params/backbone/{ours}/norm/scale"),
-            ("bias", f"params/backbone/{ours}/norm/bias"),
-            ("running_mean", f"batch_stats/backbone/{ours}/norm/mean"),
-            ("running_var", f"batch_stats/backbone/{ours}/norm/var"),
+            ("weight", f"params/{ours}/norm/scale"),
+            ("bias", f"params/{ours}/norm/bias"),
+            ("running_mean", f"batch_stats/{ours}/norm/mean"),
+            ("running_var", f"batch_stats/{ours}/norm/var"),
         ):
-            entries.append(Entry(f"{norm}.{theirs}", place, (c_out,), (c_out,)))
+            shape = (channels,)
+            entries.append(Entry(f"{norm}.{theirs}", place, shape, shape))
+
+    def add_linear(ours: str, theirs: str, c_in: int, c_out: int):
+        place = f"params/{ours}/conv"
+        entries.append(
+            Entry(f"{theirs}.weight", f"{place}/kernel", (c_out, c_in), (c_in, c_out))
+        )
+        entries.append(Entry(f"{theirs}.bias", f"{place}/bias", (c_out,), (c_out,)))
 
     width = architecture.embed_channels
     for unit, c_in in enumerate((architecture.in_channels, width, width)):
         stem = f"stem.{3 * unit}", f"stem.{3 * unit + 1}"
-        add_unit(f"stem/unit{unit}", *stem, 3, c_in, width)
+        add_unit(f"backbone/stem/unit{unit}", *stem, 3, c_in, width)
+    skips = [width, *architecture.stage_channels[:-1]]
     stages = zip(architecture.stage_channels, architecture.stage_depths, strict=True)
     for stage, (channels, depth) in enumerate(stages):
-        down = f"enc.{stage}.down"
-        add_unit(f"stage{stage}/down", f"{down}.1", f"{down}.2", 2, width, channels)
+        ours, down = f"backbone/stage{stage}", f"enc.{stage}.down"
+        add_unit(f"{ours}/down", f"{down}.1", f"{down}.2", 2, width, channels)
         width = channels
         for block in range(depth):
             theirs = f"enc.{stage}.blocks.{block}"
@@ -72,9 +92,20 @@ def list_entries(architecture: Architecture, num_classes: int) -> list[Entry]:
                     ("voxel_block.4", "voxel_block.5"),
                 )
             ):
-                ours = f"stage{stage}/block{block}/unit{unit}"
                 names = f"{theirs}.{conv}", f"{theirs}.{norm}"
-                add_unit(ours, *names, 3, width, width)
+                add_unit(f"{ours}/block{block}/unit{unit}", *names, 3, width, width)
+    decoder = architecture.decoder_channels or ()
+    for stage, channels in enumerate(decoder):
+        # The last stage takes what the encoder ends with, the others the stage below.
+        below = [*decoder[1:], width][stage]
+        ours, theirs = f"decoder/stage{stage}", f"dec.{stage}"
+        up = f"{theirs}.up.1", f"{theirs}.up.2"
+        add_unit(f"{ours}/up", *up, 2, below, channels)
+        for index, c_in in enumerate((skips[stage] + channels, channels)):
+            linear, norm = (f"{theirs}.fuse.{3 * index + place}" for place in (1, 2))
+            add_linear(f"{ours}/fuse{index}", linear, c_in, channels)
+            add_norm(f"{ours}/fuse{index}", norm, channels)
+    width = decoder[0] if decoder else width
     head = (num_classes, 1, 1, 1, width)
     entries += [
         Entry("final.weight", "params/head/kernel", head, (width, num_classes)),
@@ -85,6 +116,8 @@ def list_entries(architecture: Architecture, num_classes: int) -> list[Entry]:
 
 def to_our_layout(array: np.ndarray, entry: Entry) -> np.ndarray:
     """Returns a published array in our layout."""
+    if len(entry.published_shape) == 2:
+        return array.T
     if len(entry.our_shape) == 3:
         array = array.transpose(1, 2, 3, 4, 0)
     return array.reshape(entry.our_shape)
@@ -92,6 +125,8 @@ def to_our_layout(array: np.ndarray, entry: Entry) -> np.ndarray:
 
 def to_published_layout(array: np.ndarray, entry: Entry) -> np.ndarray:
     """Returns an array of ours in the published layout, contiguous."""
+    if len(entry.published_shape) == 2:
+        return np.ascontiguousarray(array.T)
     if len(entry.our_shape) == 3:
         out, *edges_and_in = entry.published_shape
         array = array.reshape(*edges_and_in, out).transpose(4, 0, 1, 2, 3)
@@ -106,7 +141,8 @@ def infer_architecture(state: State, *, source: str) -> tuple[Architecture, int 
       source: What the message calls the file.
 
     Returns:
-      The architecture, and the number of classes (None if there is no `final`).
+      The architecture, with a decoder if there is any `dec`, and the number of classes
+      (None if there is no `final`).
 
     Raises:
       ValueError: If a kernel that tells a width is missing or has no 5-D shape.
@@ -135,6 +171,11 @@ def infer_architecture(state: State, *, source: str) -> tuple[Architecture, int 
             widths(f"enc.{stage}.down.1.weight")[0] for stage in stages
         ),
         stage_depths=tuple(len(blocks[stage]) for stage in stages),
+        decoder_channels=tuple(
+            widths(f"dec.{stage}.up.1.weight")[0] for stage in stages
+        )
+        if has_decoder(state)
+        else None,
     )
     classes = widths("final.weight")[0] if "final.weight" in state else None
     return architecture, classes
@@ -143,13 +184,18 @@ def infer_architecture(state: State, *, source: str) -> tuple[Architecture, int 
 def describe(architecture: Architecture, num_classes: int | None = None) -> str:
     """Returns a phrase such as `variant T (6 input channels, ...; 40 classes)`."""
     names = [name for name, variant in VARIANTS.items() if variant == architecture]
+    called = f"variant {names[0]}" if names else "an unnamed variant"
+    decoder = ""
+    if architecture.decoder_channels is not None:
+        called = "a segmentation network"
+        decoder = f", decoder {'-'.join(map(str, architecture.decoder_channels))}"
     stages = "-".join(map(str, architecture.stage_channels))
     depths = "-".join(map(str, architecture.stage_depths))
     classes = "" if num_classes is None else f"; {num_classes} classes"
     return (
-        f"{f'variant {names[0]}' if names else 'an unnamed variant'} "
-        f"({architecture.in_channels} input channels, embed "
-        f"{architecture.embed_channels}, stages {stages}, depths {depths}{classes})"
+        f"{called} ({architecture.in_channels} input channels, embed "
+        f"{architecture.embed_channels}, stages {stages}, depths {depths}{decoder}"
+        f"{classes})"
     )
 
 
@@ -194,6 +240,12 @@ def architecture_of(variables: Variables) -> tuple[Architecture, int]:
         stage_depths=tuple(
             count(f"{backbone}/stage{stage}/block{{}}/") for stage in stages
         ),
+        decoder_channels=tuple(
+            widths(f"params/decoder/stage{stage}/up/conv/kernel", 3)[2]
+            for stage in stages
+        )
+        if any(name.startswith("params/decoder/") for name in shapes)
+        else None,
     )
     _, num_classes = widths("params/head/kernel", 2)
     needed = {e.ours: e.our_shape for e in list_entries(architecture, num_classes)}

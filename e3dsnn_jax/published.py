@@ -77,8 +77,15 @@ def _strip_prefixes(state: State, *, source: str) -> dict[str, np.ndarray]:
     return named
 
 
-def check_is_classifier(state: State, *, source: str) -> None:
-    """Raises ValueError, with what it is instead, unless this is a classifier.
+def has_decoder(state: State) -> bool:
+    """Whether the state dict is that of a segmentation network."""
+    return any(name.startswith("dec.") for name in state)
+
+
+def check_is_network(state: State, *, source: str) -> None:
+    """Raises ValueError, with what it is instead, unless we have such a network.
+
+    Those are the classifiers and the segmentation networks.
 
     Args:
       state: Arrays by unprefixed published names.
@@ -97,17 +104,13 @@ def check_is_classifier(state: State, *, source: str) -> None:
     if detector:
         raise ValueError(
             f"{source}: these are the weights of a detector ({detector[0]}, ...), not "
-            "of a classifier"
-        )
-    if any(name.startswith("dec.") for name in state):
-        raise ValueError(
-            f"{source}: these are the weights of a segmentation network (it has a "
-            "decoder, dec.0, ...), not of a classifier"
+            "of a classifier or a segmentation network"
         )
     if "stem.0.weight" not in state:
         raise ValueError(
-            f"{source}: this is no classifier of the published code: there is no "
-            f"stem.0.weight among its {len(state)} arrays ({_names(list(state))})"
+            f"{source}: this is no classifier or segmentation network of the published "
+            f"code: there is no stem.0.weight among its {len(state)} arrays "
+            f"({_names(list(state))})"
         )
 
 

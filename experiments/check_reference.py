@@ -1,6 +1,7 @@
 """Compares our networks with numbers that the published code computed.
 
     python -m experiments.check_reference tests/golden/cls_tiny_seed0.npz
+    python -m experiments.check_reference tests/golden/seg_tiny_seed0.npz
     python -m experiments.check_reference FIXTURE.npz --weights FIXTURE.pth
 
 One JSON line a fixture: every stage in inference and in training, the outputs, the
@@ -24,6 +25,7 @@ import tyro
 
 from e3dsnn_jax.published import load_published
 from experiments.reference.classifier import compute_classifier
+from experiments.reference.segmenter import compute_segmenter
 
 LIMIT = 1e-5
 GRADIENT_LIMIT = 1e-4
@@ -31,16 +33,20 @@ GRADIENT_LIMIT = 1e-4
 # not finite or of another shape, or integers that differ.
 UNMATCHED = 1e9
 
-# What a fixture of each kind has and the other kinds lack, most specific first.
+# The array, of inputs, weights or gradients, that a fixture of each kind has and the
+# other kinds lack, most specific first.
 _SIGNATURES = {
-    "seg": "state/dec.0.up.1.weight",
+    "seg": "dec.0.up.1.weight",
     "cls": "input/grid_coord",
     "det": "input/voxel_coords",
     "anchor": "input/spatial_features_2d",
     "bev": "input/spatial_features",
     "roi": "input/rois",
 }
-_COMPUTE: dict[str, Callable[..., dict[str, np.ndarray]]] = {"cls": compute_classifier}
+_COMPUTE: dict[str, Callable[..., dict[str, np.ndarray]]] = {
+    "cls": compute_classifier,
+    "seg": compute_segmenter,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +66,7 @@ def find_kind(names: list[str]) -> str:
       ValueError: If no kind has such arrays.
     """
     for kind, signature in _SIGNATURES.items():
-        if signature in names:
+        if any(name == signature or name.endswith(f"/{signature}") for name in names):
             return kind
     raise ValueError(
         f"not a reference fixture: none of {sorted(_SIGNATURES.values())} is among its "

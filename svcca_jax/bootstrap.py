@@ -7,6 +7,7 @@ computed from the weighted moments.
 """
 
 import functools
+import statistics
 
 import jax
 import jax.numpy as jnp
@@ -76,18 +77,32 @@ def bootstrap(
 
 
 def interval(
-    values: Float[np.ndarray, " draws *shape"], *, level: float = 0.9
+    values: Float[np.ndarray, " *shape"],
+    draws: Float[np.ndarray, " draws *shape"],
+    *,
+    level: float = 0.9,
 ) -> tuple[Float[np.ndarray, " *shape"], Float[np.ndarray, " *shape"]]:
-    """Percentiles that hold the share `level` of the draws between them.
+    """Normal interval around similarities, as wide as their draws spread.
+
+    Percentiles of the draws would not do: a draw repeats some groups and lacks a third
+    of them, and with fewer different datapoints every similarity is higher, so that
+    they can lie above the value altogether. Only the spread is taken from them. How far
+    few datapoints lift the value itself, a random baseline tells.
+
+    Args:
+      values: The similarities, which lie in [0, 1].
+      draws: Those of the draws.
+      level: Share that the interval holds if the similarity is distributed normally.
 
     Raises:
-      ValueError: If the level lies outside (0, 1).
+      ValueError: If the level lies outside (0, 1), or there are fewer than 2 draws.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
-    tail = (1 - level) / 2
-    low, high = np.quantile(values, [tail, 1 - tail], axis=0)
-    return low, high
+    if len(draws) < 2:
+        raise ValueError(f"a spread needs at least 2 draws, got {len(draws)}")
+    reach = statistics.NormalDist().inv_cdf((1 + level) / 2) * draws.std(axis=0, ddof=1)
+    return np.clip(values - reach, 0, 1), np.clip(values + reach, 0, 1)
 
 
 @functools.partial(jax.jit, static_argnames=("measure",))

@@ -51,11 +51,27 @@ def test_groups_are_drawn_as_often_as_there_are_groups():
     np.testing.assert_allclose(weights.var(), 1 - 1 / 50, rtol=0.1)
 
 
-def test_an_interval_holds_its_share_of_the_draws():
-    draws = np.arange(101.0)[:, None] * np.array([1.0, 2.0])
-    low, high = interval(draws, level=0.9)
-    np.testing.assert_allclose(low, [5, 10])
-    np.testing.assert_allclose(high, [95, 190])
+def test_an_interval_holds_the_value_and_is_as_wide_as_the_spread():
+    rng = np.random.default_rng(0)
+    draws = 0.6 + 0.05 * rng.standard_normal((4000, 2))
+    low, high = interval(np.array([0.5, 0.99]), draws, level=0.9)
+    np.testing.assert_allclose(
+        low, [0.5 - 1.645 * 0.05, 0.99 - 1.645 * 0.05], atol=5e-3
+    )
+    np.testing.assert_allclose(high, [0.5 + 1.645 * 0.05, 1], atol=5e-3)
+
+
+def test_intervals_of_unrelated_layers_hold_the_value():
+    # Draws of wide layers all lie above: the value must lie in the interval even so.
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(300, 60)).astype(np.float32) for _ in range(2))
+    groups = np.repeat(np.arange(60), 5)
+    weights = np.asarray(draw_weights(60, draws=20, key=jax.random.key(0)))
+    value = np.asarray(pairwise([x], [y], measure=MeanCCA()))[0, 0]
+    draws = np.asarray(bootstrap(x, y, weights[:, groups], measure=MeanCCA()))
+    assert draws.min() > value
+    low, high = interval(value, draws)
+    assert low < value < high
 
 
 def test_wrong_arguments_are_refused():
@@ -65,4 +81,6 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="needs groups and draws, got 0 and 3"):
         draw_weights(0, draws=3, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\), got 1"):
-        interval(np.zeros((3, 2)), level=1)
+        interval(np.zeros(2), np.zeros((3, 2)), level=1)
+    with pytest.raises(ValueError, match="at least 2 draws, got 1"):
+        interval(np.zeros(2), np.zeros((1, 2)))

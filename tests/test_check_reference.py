@@ -21,11 +21,11 @@ from experiments.check_reference import (
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = GOLDEN / "cls_tiny_seed0.npz"
+TINY_SEGMENTER = GOLDEN / "seg_tiny_seed0.npz"
 
 
-@pytest.fixture(scope="module")
-def tiny() -> dict[str, np.ndarray]:
-    with np.load(TINY) as archive:
+def read(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as archive:
         return {name: archive[name] for name in archive.files}
 
 
@@ -34,39 +34,73 @@ def run(capsys, *arguments: str) -> tuple[int, list[dict]]:
     return status, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_the_classifier_computes_what_the_published_code_computes(capsys, tiny):
+@pytest.mark.parametrize(("path", "kind"), [(TINY, "cls"), (TINY_SEGMENTER, "seg")])
+def test_our_code_computes_what_the_published_code_computes(
+    capsys, tmp_path, path, kind
+):
     # Nothing in the name tells the kind, and one failure is enough for status 1.
-    status, lines = run(capsys, str(TINY), str(GOLDEN / "seg_tiny_seed0.npz"))
+    other: dict[str, Any] = {"input/voxel_coords": np.zeros((1, 4), np.int32)}
+    np.savez(tmp_path / "other.npz", **other)
+    status, lines = run(capsys, str(path), str(tmp_path / "other.npz"))
     assert status == 1
     first, second = lines
-    assert (first["kind"], first["ok"]) == ("cls", True)
-    assert first["fixture"] == str(TINY)
+    assert (first["kind"], first["ok"]) == (kind, True)
+    assert first["fixture"] == str(path)
     assert 0 < first["worst"] < 1e-5
     assert first["worst"] == max(first["errors"].values())
     skipped = ("input/", "state/", "cotangent", "info_json")
     assert first["errors"].keys() == {
         name
-        for name in tiny
+        for name in read(path)
         if not name.startswith(skipped) and not name.endswith("num_batches_tracked")
     }
-    assert (second["kind"], second["ok"], second["worst"]) == ("seg", False, None)
-    assert second["reason"] == "kind 'seg' is not covered"
+    assert (second["kind"], second["ok"], second["worst"]) == ("det", False, None)
+    assert second["reason"] == "kind 'det' is not covered"
 
 
-def test_weights_of_a_checkpoint_go_through_the_importer(capsys, tmp_path, tiny):
+@pytest.mark.parametrize(
+    ("path", "kind", "by_row"),
+    [
+        (TINY, "cls", ()),
+        # The outputs of a segmentation network have a row for each row of the inputs.
+        (TINY_SEGMENTER, "seg", ("cotangent", "eval/out", "train/out")),
+    ],
+)
+def test_weights_of_a_checkpoint_go_through_the_importer(
+    capsys, tmp_path, path, kind, by_row
+):
     # The fixture has no weights of its own here, and its rows come in another order;
     # the checkpoint has the prefix of distributed training.
-    order = np.concatenate([np.arange(200)[::-1], 200 + np.arange(170)[::-1]])
-    fixture = {name: a for name, a in tiny.items() if not name.startswith("state/")}
-    for name in ("input/grid_coord", "input/feat"):
+    fixture: dict[str, Any] = read(path)
+    fixture = {name: a for name, a in fixture.items() if "state/" not in name}
+    first, last = fixture["input/offset"]
+    order = np.concatenate([np.arange(first)[::-1], np.arange(first, last)[::-1]])
+    for name in ("input/grid_coord", "input/feat", *by_row):
         fixture[name] = fixture[name][order]
     np.savez(tmp_path / "some.npz", **fixture)
-    state = load_published(GOLDEN / "cls_tiny_seed0.pth")
+    state = load_published(path.with_suffix(".pth"))
     state = {f"module.backbone.{name}": array for name, array in state.items()}
     write_pth({"state_dict": state}, tmp_path / "some.pth")
     weights = ["--weights", str(tmp_path / "some.pth")]
     status, (line,) = run(capsys, str(tmp_path / "some.npz"), *weights)
-    assert (status, line["ok"], line["kind"]) == (0, True, "cls")
+    assert (status, line["ok"], line["kind"]) == (0, True, kind)
+
+
+def test_weights_of_the_other_network_are_reported():
+    line = check_fixture(TINY, weights=TINY_SEGMENTER.with_suffix(".pth"))
+    assert (line["kind"], line["ok"], line["worst"]) == ("cls", False, None)
+    assert "this architecture has a decoder" in line["reason"]
+    line = check_fixture(TINY_SEGMENTER, weights=TINY.with_suffix(".pth"))
+    assert (line["kind"], line["ok"], line["worst"]) == ("seg", False, None)
+    assert "this architecture has no decoder" in line["reason"]
+
+
+@pytest.mark.slow
+def test_a_larger_segmentation_network_agrees(capsys, shared):
+    # Its extents are odd on two axes, so that voxels are dropped on the way down.
+    path = shared / "fixtures" / "seg_small_seed0.npz"
+    status, (line,) = run(capsys, str(path))
+    assert (status, line["ok"]) == (0, True)
 
 
 @pytest.mark.slow

@@ -144,6 +144,20 @@ def test_energy_prints_a_table_and_writes_files(
     assert "use a larger voxel_size" in capsys.readouterr().err
 
 
+def test_analyse_prints_a_table_and_writes_files(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["analyse", str(run), "--measure", "cka", "--draws", "0", "--grids", "1"]
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert "\nstage0/down" in told.out
+    assert "linear CKA of membranes with step 6" in told.out
+    assert "evaluated 2 of 2 checkpoints" in told.err
+    assert json.loads((tmp_path / "analysis.json").read_text())["steps"] == [0, 6]
+    assert main([*words, "--most", "1"]) == USER_ERROR
+    assert "are too few for" in capsys.readouterr().err
+
+
 def test_energy_of_a_network_without_spikes_says_so(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

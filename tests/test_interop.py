@@ -22,18 +22,29 @@ from e3dsnn_jax.pth import read_pth
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = Architecture(6, 4, (4, 6, 8, 8), (1, 2, 1, 1))
+# Two stages of equal width: a matrix that is not transposed would fit as well.
+DECODER = Architecture(3, 4, (6, 8), (1, 2), (7, 7))
 
 
-@pytest.fixture
-def state(rng):
-    """A published state dict of a small classifier, counters included."""
+def make_state(rng, architecture) -> dict[str, np.ndarray]:
+    """A published state dict of a small network, counters included."""
     found: dict[str, np.ndarray] = {}
-    for entry in list_entries(Architecture(3, 4, (6, 8), (1, 2)), 5):
+    for entry in list_entries(architecture, 5):
         found[entry.published] = rng.normal(size=entry.published_shape).astype("f4")
         if entry.published.endswith("running_var"):
             counter = entry.published.replace("running_var", "num_batches_tracked")
             found[counter] = np.array(17)
     return found
+
+
+@pytest.fixture
+def state(rng):
+    return make_state(rng, Architecture(3, 4, (6, 8), (1, 2)))
+
+
+@pytest.fixture
+def decoder_state(rng):
+    return make_state(rng, DECODER)
 
 
 def equal_trees(first, second) -> bool:
@@ -245,11 +256,79 @@ def test_arrays_that_are_no_classifier(tmp_path, arrays, message):
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match=message) as error:
         read_weights(path)
-    assert str(error.value).startswith(f"{path}: no weights of a classifier: ")
+    assert str(error.value).startswith(f"{path}: no weights of a network: ")
 
 
-def test_a_segmentation_checkpoint_is_refused():
+def test_a_published_segmentation_checkpoint_matches_completely():
     path = GOLDEN / "seg_tiny_seed0.pth"
-    with pytest.raises(ValueError, match="weights of a segmentation network"):
-        import_published(path)
-    assert "dec.0.up.1.weight" in load_published(path)
+    variables, report = import_published(path)
+    assert report.complete
+    size = Architecture(4, 4, (4, 6, 8, 8), (1, 2, 1, 1), (6, 6, 8, 8))
+    assert (report.architecture, report.num_classes) == (size, 5)
+    assert architecture_of(variables) == (size, 5)
+    assert len(report.matched) + len(report.ignored) == len(load_published(path))
+    first_line = str(report).splitlines()[0]
+    assert first_line.endswith(
+        "180 of 180 arrays matched, a segmentation network (4 input channels, embed 4, "
+        "stages 4-6-8-8, depths 1-2-1-1, decoder 6-6-8-8; 5 classes)"
+    )
+    parameters = flatten_variables(variables["params"]).values()
+    assert sum(array.size for array in parameters) == 22_791
+
+
+def test_round_trip_of_a_segmentation_network_is_bit_exact(tmp_path, decoder_state):
+    variables, report = import_state(decoder_state)
+    assert report.architecture == DECODER
+    exported = export_state(variables, num_batches_tracked=17)
+    assert list(exported) == list(decoder_state)
+    for name, array in decoder_state.items():
+        np.testing.assert_array_equal(exported[name], array)
+    for name in ("a.npz", "a.pth"):
+        write_weights(variables, tmp_path / name)
+        assert equal_trees(read_weights(tmp_path / name), variables)
+    # Torch's linear layer multiplies by the transpose of what it keeps.
+    linear = variables["params"]["decoder"]["stage1"]["fuse1"]["conv"]["kernel"]
+    np.testing.assert_array_equal(linear, decoder_state["dec.1.fuse.4.weight"].T)
+    head = variables["params"]["head"]["kernel"]
+    np.testing.assert_array_equal(
+        head, decoder_state["final.weight"].ravel().reshape(7, 5)
+    )
+
+
+def test_the_order_of_the_published_segmentation_file_is_kept(tmp_path):
+    path = GOLDEN / "seg_tiny_seed0.pth"
+    write_weights(read_weights(path), tmp_path / "a.pth")
+    ours, theirs = (read_pth(name)["state_dict"] for name in (tmp_path / "a.pth", path))
+    assert list(ours) == list(theirs)
+
+
+def test_a_segmentation_network_in_the_order_of_spconv1_is_converted(decoder_state):
+    expected, _ = import_state(decoder_state)
+    old = {
+        name: array.transpose(1, 2, 3, 4, 0) if array.ndim == 5 else array
+        for name, array in decoder_state.items()
+    }
+    old["final.weight"] = decoder_state["final.weight"].reshape(1, 1, 1, 7, 5)
+    variables, report = import_state(old)
+    assert equal_trees(variables, expected)
+    assert report.notes == ("kernels converted from the weight order of spconv 1.x",)
+
+
+def test_decoders_that_do_not_fit_are_named(decoder_state):
+    variables, _ = import_state(decoder_state)
+    with pytest.raises(ValueError, match=r"holds a segmentation network .* variant T"):
+        import_state(decoder_state, VARIANTS["T"])
+    cut = dict(decoder_state)
+    del cut["dec.1.up.1.weight"]
+    with pytest.raises(ValueError, match=r"a\.pth: dec\.1\.up\.1\.weight is missing"):
+        import_state(cut, source="a.pth")
+    cut = decoder_state | {"dec.0.fuse.1.weight": np.zeros((7, 14), np.float32)}
+    message = r"shape: dec\.0\.fuse\.1\.weight is \(7, 14\) but \(7, 11\) is needed"
+    with pytest.raises(ValueError, match=message):
+        import_state(cut)
+    del variables["params"]["decoder"]["stage1"]
+    with pytest.raises(ValueError, match="stage1/up/conv/kernel must have 3 axes"):
+        architecture_of(variables)
+    more = decoder_state | {"dec.2.up.1.weight": np.zeros((7, 2, 2, 2, 7), np.float32)}
+    with pytest.raises(ValueError, match=r"left over 1: dec\.2\.up\.1\.weight"):
+        import_state(more)

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 
 from e3dsnn_jax.pth import write_pth
-from e3dsnn_jax.published import check_is_classifier, from_spconv1, load_published
+from e3dsnn_jax.published import (
+    check_is_network,
+    from_spconv1,
+    has_decoder,
+    load_published,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -75,13 +80,17 @@ def test_files_without_a_state_dict_are_refused(tmp_path, content, message):
     assert str(path) in str(error.value)
 
 
-def test_a_classifier_is_recognised():
-    check_is_classifier(CLASSIFIER, source="a.pth")
+def test_our_networks_are_recognised():
+    check_is_network(CLASSIFIER, source="a.pth")
+    segmenter = CLASSIFIER | zeros(dec__0__up__1__weight=(4, 2, 2, 2, 4))
+    check_is_network(segmenter, source="a.pth")
+    assert has_decoder(segmenter)
+    assert not has_decoder(CLASSIFIER)
 
 
 def test_the_public_detector_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="non-spiking detector") as error:
-        check_is_classifier(KITTI, source="a.pth")
+        check_is_network(KITTI, source="a.pth")
     message = str(error.value)
     assert message.startswith("a.pth: ")
     assert "as in the public kitti.pth" in message
@@ -92,7 +101,7 @@ def test_the_public_detector_is_refused_with_the_reason():
         if array.ndim == 5:
             modern[name] = array.transpose(4, 0, 1, 2, 3)
     with pytest.raises(ValueError, match=r"non-spiking detector.*order of spconv 2\.x"):
-        check_is_classifier(modern, source="a.pth")
+        check_is_network(modern, source="a.pth")
 
 
 @pytest.mark.parametrize(
@@ -107,10 +116,6 @@ def test_the_public_detector_is_refused_with_the_reason():
             r"weights of a detector \(roi_head\.",
         ),
         (
-            CLASSIFIER | zeros(dec__0__up__1__weight=(4, 2, 2, 2, 4)),
-            "weights of a segmentation network",
-        ),
-        (
             zeros(conv__weight=(3, 3)),
             r"no stem\.0\.weight among its 1 arrays \('conv\.weight'\)",
         ),
@@ -118,14 +123,14 @@ def test_the_public_detector_is_refused_with_the_reason():
 )
 def test_other_networks_are_named(state, message):
     with pytest.raises(ValueError, match=message):
-        check_is_classifier(state, source="a.pth")
+        check_is_network(state, source="a.pth")
 
 
 @pytest.mark.parametrize("name", ["bev_backbone_small", "roi_head_small"])
 def test_published_detectors_are_named(shared, name):
     state = load_published(shared / "fixtures" / f"{name}_seed0.pth")
     with pytest.raises(ValueError, match="weights of a detector"):
-        check_is_classifier(state, source="a.pth")
+        check_is_network(state, source="a.pth")
 
 
 def test_spconv1_order_is_converted(rng):

@@ -57,6 +57,12 @@ def test_intrinsic_dimension(out, capsys):
 def test_memorising(out, capsys):
     answer = run(memorising.main, capsys, "--out", out, "--widths", "2", "--most", "60")
     for found in answer["similarity"].values():
-        assert set(found) >= {"gen - gen", "mem - mem", "gen - mem", "random"}
+        assert set(found) >= {
+            "gen - gen",
+            "mem - mem",
+            "gen - mem",
+            "random, gen",
+            "random, width 2",
+        }
         assert len(found["gen - mem"]["mean"]) == len(answer["layers"])
     assert 0 <= answer["accuracy"]["mem train"]["mean"] <= 1

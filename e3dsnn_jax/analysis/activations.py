@@ -167,7 +167,7 @@ def apply_model(
 
 
 def mean_over_time(
-    values: Float[Array, "rows time channels"],
+    values: Float[Array, "rows *time channels"],
 ) -> Float[Array, "rows channels"]:
-    """The values of a neuron as one: their mean over the time steps."""
-    return jnp.mean(values, axis=1)
+    """The values of a neuron as one: their mean over the time steps, if it has any."""
+    return values if values.ndim == 2 else jnp.mean(values, axis=1)

@@ -40,6 +40,9 @@ from svcca_jax.measure import Measure
 _SAMPLE = 2000
 """Voxels of the grids and baselines where every voxel is compared otherwise."""
 
+_CLOUDS_A_NEURON = 2
+"""Clouds for each neuron of the widest layer, below which no class is looked for."""
+
 Datapoints = Literal["voxels", "clouds"]
 MeasureName = Literal["svcca", "pwcca", "cca", "cka", "procrustes"]
 
@@ -172,7 +175,11 @@ def run_analysis(
             )
         pooled = [*passes[1:], passes[0]]  # the last step is looked at first
         labels, _ = cloud_labels(batches)
-        classes = compute_class_information(pooled, labels, settings.measure)
+        widest = max(layer.neurons for layer in layers)
+        too_few = len(labels) < _CLOUDS_A_NEURON * widest
+        classes = None
+        if not too_few:
+            classes = compute_class_information(pooled, labels, settings.measure)
     details = {
         "measure": MEASURES[options.measure].title,
         "values": options.values,
@@ -182,6 +189,13 @@ def run_analysis(
         "split": options.split,
         "data": str(options.data or network.data.path or "embedded shapes"),
         "source": network.source,
+        "notes": [
+            f"No class information: {len(labels)} clouds are too few for layers of "
+            f"{widest} neurons, which would follow any labels; give "
+            f"{_CLOUDS_A_NEURON * widest} clouds or more (--clouds)"
+        ]
+        if too_few
+        else [],
     }
     folder = options.out or (
         options.run / f"analysis_{chosen.name}" if chosen.name else options.run
@@ -259,5 +273,7 @@ def _check_options(options: AnalyseOptions) -> None:
             raise ValueError(f"--{name} must be {smallest} or more, got {value}")
     if options.most is None and options.datapoints == "clouds":
         raise ValueError("--most None is for voxels: clouds are few, and all compared")
+    if options.draws == 1:
+        raise ValueError("--draws must be 0, or 2 or more for a spread, got 1")
     if not 0 < options.threshold <= 1:
         raise ValueError(f"--threshold must lie in (0, 1], got {options.threshold}")

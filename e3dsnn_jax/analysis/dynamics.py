@@ -21,11 +21,11 @@ from svcca_jax.measure import Measure
 
 SEED = 0
 LEVEL = 0.9
-"""Share of the draws within a band."""
+"""Share that a band holds, of a normal distribution."""
 
 
 class Bands(NamedTuple):
-    """Percentiles over clouds drawn anew."""
+    """Intervals, as wide as similarities over clouds drawn anew spread."""
 
     low: Float[np.ndarray, "steps layers"]
     high: Float[np.ndarray, "steps layers"]
@@ -130,17 +130,17 @@ def compute_dynamics(
     return Dynamics(
         steps=tuple(steps),
         against_final=values,
-        bands=Bands(*interval(np.stack(draws, axis=1), level=LEVEL)) if draws else None,
+        bands=_bands(values, draws) if draws else None,
         baseline=svcca_jax.over_checkpoints(
-            [_random_like(final.own, SEED)],
-            _random_like(final.own, SEED + 1),
+            [random_like(final.own, SEED)],
+            random_like(final.own, SEED + 1),
             measure=measure,
         )[0],
         grid_steps=grid_steps,
         grids=np.stack(grids),
         grid_baseline=_grid(
-            _random_like(final.common, SEED),
-            _random_like(final.common, SEED + 1),
+            random_like(final.common, SEED),
+            random_like(final.common, SEED + 1),
             measure,
         ),
     )
@@ -175,7 +175,14 @@ def _draw(
     return np.stack(found, axis=1)
 
 
-def _random_like(layers: Layers, seed: int) -> Layers:
+def _bands(
+    values: Float[np.ndarray, "steps layers"],
+    draws: list[Float[np.ndarray, "draws layers"]],
+) -> Bands:
+    return Bands(*interval(values, np.stack(draws, axis=1), level=LEVEL))
+
+
+def random_like(layers: Layers, seed: int) -> Layers:
     """Normal activations of the same shapes: layers that have nothing in common."""
     rng = np.random.default_rng(seed)
     return [rng.normal(size=layer.shape).astype(np.float32) for layer in layers]

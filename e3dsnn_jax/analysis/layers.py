@@ -66,7 +66,9 @@ def find_layers(
         pooled = activations.get("pooled")
         if pooled is not None:
             places.append(LayerPlace("pooled", None, pooled.shape[-1]))
-        places.append(LayerPlace("logits", None, logits.shape[-1]))
+        # Scores of clouds, or of every voxel.
+        level = None if pooled is not None else _level_of("head", shapes)
+        places.append(LayerPlace("logits", level, logits.shape[-1]))
         return logits
 
     jax.eval_shape(watch, variables, *inputs)

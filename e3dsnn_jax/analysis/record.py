@@ -14,10 +14,12 @@
 | `grids` | `steps`, `values` [steps, layers, layers at the end], `baseline` |
 | `convergence` | `threshold`, `steps` of each layer, and the rank test of bottom-up |
 | `class_information` | `layers`, `classes`, `steps`, `baseline` [layers] and
-`values` [steps, layers, classes]; null if all clouds are of one class |
+`values` [steps, layers, classes]; null if all clouds are of one class, or too few |
+| `notes` | what a reader must know |
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +63,7 @@ def describe_analysis(analysis: Analysis) -> dict[str, Any]:
     settled = convergence_steps(
         dynamics.against_final, np.array(dynamics.steps), analysis.threshold
     )
-    test = bottom_up_test(settled[None])
+    order = bottom_up_test(settled[None, _outputs_of_blocks(compared)])
     described = {
         **analysis.details,
         "layers": [layer.name for layer in compared],
@@ -84,9 +86,10 @@ def describe_analysis(analysis: Analysis) -> dict[str, Any]:
         "convergence": {
             "threshold": analysis.threshold,
             "steps": settled.tolist(),
-            "rank_correlation": test.correlation,
-            "p_value": test.p_value,
-            "question": "do lower layers converge before higher ones?",
+            # One run is no sample: no p-value.
+            "rank_correlation": order.correlation,
+            "p_value": None,
+            "question": "do lower blocks converge before higher ones?",
         },
         "class_information": analysis.classes
         and {
@@ -156,11 +159,13 @@ def format_analysis(described: dict[str, Any]) -> str:
     converged = described["convergence"]["steps"]
     for place, name in enumerate(described["layers"]):
         start, middle = f"at step {steps[0]}", f"at step {steps[halfway]}"
+        last = converged[place] == steps[-1]  # where it is itself in any case
+        when = "not before the end" if last else _or_never(converged[place])
         lines.append(
             f"{name:<{width}}  {described['neurons'][place]:>7}  "
             f"{values[0, place]:>{len(start)}.3f}  "
             f"{values[halfway, place]:>{len(middle)}.3f}  "
-            f"{described['baseline'][place]:>6.3f}  {_or_never(converged[place])}"
+            f"{described['baseline'][place]:>6.3f}  {when}"
         )
     found = described["convergence"]
     lines += [
@@ -169,9 +174,24 @@ def format_analysis(described: dict[str, Any]) -> str:
         f"{described['datapoints_of_layer'][0]} {described['datapoints']} of "
         f"{described['clouds']} clouds of the {described['split']} split",
         f"converged: {found['threshold']} from a step on; bottom-up: correlation of "
-        f"depth and step {found['rank_correlation']:.2f}, p = {found['p_value']:.2g}",
+        f"depth and step {found['rank_correlation']:.2f} over the blocks' outputs",
+        *described["notes"],
     ]
     return "\n".join(lines)
+
+
+def _outputs_of_blocks(layers: tuple[LayerPlace, ...]) -> list[int]:
+    """Places of the layers that hand on to others: units within a block are left out.
+
+    A block and its units are one thing; counted one by one, they would make an order of
+    a few blocks look like one of many layers.
+    """
+    outputs = [
+        place
+        for place, layer in enumerate(layers)
+        if not re.search(r"block\d+/unit\d+|stem/unit[01]|fuse0", layer.name)
+    ]
+    return outputs if len(outputs) > 1 else list(range(len(layers)))
 
 
 def _or_never(step: float | None) -> str:

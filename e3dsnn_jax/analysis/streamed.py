@@ -1,9 +1,10 @@
 """Layers of two networks compared on every voxel of many clouds, none of them stored.
 
 Both networks run over each batch, and means and co-moments of each pair of layers are
-added up (`svcca_jax.moments`): memory does not grow with the clouds.
+added up (`svcca_jax.moments`): no activations are kept, whatever the clouds.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,16 +47,11 @@ def compare_streamed(
     Raises:
       ValueError: If there are no batches, or the measure needs activations.
     """
-    update = jax.jit(
-        lambda moments, ours, others, batch: _update(
-            model, layers, statistics, moments, ours, others, batch
-        )
-    )
     moments = tuple(init_moments((layer.neurons,) * 2) for layer in layers)
     ours, others = jax.device_put((ours, others))
     seen = 0
     for batch in batches:
-        moments = update(moments, ours, others, batch)
+        moments = _update(model, layers, statistics, moments, ours, others, batch)
         seen += 1
     if not seen:
         raise ValueError("there are no clouds to compare layers on")
@@ -63,6 +59,7 @@ def compare_streamed(
     return np.array([float(grid[0, 1]) for grid in grids], np.float32)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _update(
     model: nn.Module,
     layers: tuple[LayerPlace, ...],

@@ -150,21 +150,26 @@ def count_spikes(
 
 
 def spike_level(unit: str) -> int:
-    """The level on which a unit of the backbone spikes.
+    """The level on which a unit spikes.
 
     The stem works on level 0 and stage i on level i + 1, but the spikes of its strided
-    convolution are those of that convolution's input, level i.
+    convolution are those of that convolution's input, level i. Stage i of a decoder
+    works on level i, and takes what it carries up from level i + 1.
 
     Raises:
-      ValueError: If the name belongs to no backbone unit.
+      ValueError: If the name belongs to no unit.
     """
     if unit.split("/")[0] == "stem":
         return 0
+    match = re.fullmatch(r"decoder/stage(\d+)/(up|fuse[01])", unit)
+    if match is not None:
+        return int(match[1]) + (match[2] == "up")
     match = re.fullmatch(r"stage(\d+)/(down|block\d+/unit\d+)", unit)
     if match is None:
         raise ValueError(
             f"no level is known for the spikes of {unit!r}: expected 'stem/...', "
-            "'stage<i>/down' or 'stage<i>/block<j>/unit<u>'"
+            "'stage<i>/down', 'stage<i>/block<j>/unit<u>', 'decoder/stage<i>/up' or "
+            "'decoder/stage<i>/fuse<j>'"
         )
     return int(match[1]) + (match[2] != "down")
 

@@ -89,6 +89,8 @@ def load_weights(
     """
     variables, report = import_weights(path)
     architecture, num_classes = architecture_of(variables)
+    if architecture.decoder_channels is not None:
+        raise ValueError(f"{path}: this is a network of segmentation, no classifier")
     if architecture.in_channels not in (3, 6):
         raise ValueError(
             f"{path}: the network takes {architecture.in_channels} channels a voxel; "

@@ -27,6 +27,7 @@ import tyro
 import svcca_jax
 from e3dsnn_jax.analysis.activations import Layers, make_collect
 from e3dsnn_jax.analysis.datapoints import choose_voxels
+from e3dsnn_jax.analysis.dynamics import random_like
 from e3dsnn_jax.analysis.layers import find_layers
 from e3dsnn_jax.backbone import VARIANTS, Architecture
 from e3dsnn_jax.cli import report_errors
@@ -52,7 +53,9 @@ SHUFFLE_SEED = 0
 class Memorising:
     """Similarity of E-3DSNNs that generalise, memorise, and are wide or narrow."""
 
-    training: Training = field(default_factory=lambda: Training(epochs=40))
+    training: Training = field(
+        default_factory=lambda: Training(epochs=40, checkpoints=1)
+    )
     """The runs; long enough to memorise."""
     fraction: float = 0.1
     """Part of the training clouds."""
@@ -82,6 +85,8 @@ def train_group(
     """Networks of one kind from all seeds."""
     networks = []
     for seed in range(options.training.seeds):
+        # Networks that memorise share neither initial values nor batches with others.
+        seed = seed + options.training.seeds if shuffled else seed
         run = options.out / f"{name}_seed{seed}"
         train_network(
             options.training,
@@ -154,12 +159,10 @@ def run(options: Memorising) -> None:
         for group, found in layers.items()
     }
     pairs["gen - mem"] = list(itertools.product(layers["gen"], layers["mem"]))
-    rng = np.random.default_rng(0)
-    noise = [
-        [rng.normal(size=x.shape).astype(np.float32) for x in layers["gen"][0]]
-        for _ in range(2)
-    ]
-    pairs["random"] = [(noise[0], noise[1])]
+    # Wider layers look alike by more chance: each width has its own baseline.
+    for group in ("gen", *(name for name in layers if name.startswith("width"))):
+        shapes = layers[group][0]
+        pairs[f"random, {group}"] = [(random_like(shapes, 0), random_like(shapes, 1))]
     similarities = {
         measure: {name: compare(each, function) for name, each in pairs.items() if each}
         for measure, function in MEASURES.items()
