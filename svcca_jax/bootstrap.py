@@ -102,7 +102,8 @@ def interval(
     if len(draws) < 2:
         raise ValueError(f"a spread needs at least 2 draws, got {len(draws)}")
     reach = statistics.NormalDist().inv_cdf((1 + level) / 2) * draws.std(axis=0, ddof=1)
-    return np.clip(values - reach, 0, 1), np.clip(values + reach, 0, 1)
+    low, high = (np.clip(values + sign * reach, 0, 1) for sign in (-1, 1))
+    return np.asarray(low), np.asarray(high)
 
 
 @functools.partial(jax.jit, static_argnames=("measure",))

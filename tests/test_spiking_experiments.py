@@ -49,20 +49,30 @@ def test_intrinsic_dimension(out, capsys):
             assert len(counts) == 2
             assert all(1 <= count <= neurons[name] for count in counts)
     for found in answer["together"]["pca"]:
-        assert 0 < found["share"] <= 1
-        assert found["weights_left"] <= found["weights"]
+        assert 0 < found["share_of_weights"] <= 1
+        assert found["weights"][1] <= found["weights"][0]
+        if not found["units"]:
+            assert found["accuracy"] == found["accuracy_whole"]
+
+
+def test_directions_are_enough_from_where_on_the_accuracy_stays():
+    measured = {1: 0.9, 2: 0.5, 4: 0.8, 8: 0.9}
+    assert intrinsic_dimension.enough_directions(measured, 0.8, 16) == 4
+    assert intrinsic_dimension.enough_directions(measured, 0.95, 16) == 16
+    assert intrinsic_dimension.enough_directions(measured, 0.5, 16) == 1
 
 
 @pytest.mark.slow
 def test_memorising(out, capsys):
     answer = run(memorising.main, capsys, "--out", out, "--widths", "2", "--most", "60")
     for found in answer["similarity"].values():
-        assert set(found) >= {
+        kinds = {
             "gen - gen",
             "mem - mem",
             "gen - mem",
             "random, gen",
             "random, width 2",
         }
+        assert kinds <= set(found)
         assert len(found["gen - mem"]["mean"]) == len(answer["layers"])
     assert 0 <= answer["accuracy"]["mem train"]["mean"] <= 1

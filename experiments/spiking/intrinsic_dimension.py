@@ -4,14 +4,15 @@
 
 Each unit of a trained network is projected, one at a time, onto its first k SVCCA
 directions (against the same unit of a network of another seed), its first k principal
-components, its k neurons of highest variance, or k random ones; directions come from
-training clouds, accuracies from test clouds. The paper's finding: a fraction of the
-neurons suffices, if directions are chosen with SVCCA.
+components, its k neurons of highest variance, or k random ones. Directions, and the way
+back from them that reconstructs the unit best, come from training clouds, accuracies
+from test clouds. The paper's finding: a fraction of the neurons suffices, if directions
+are chosen with SVCCA.
 
-Then all units at once are projected onto as many principal and as many SVCCA directions
-as each needs alone to stay within `--tolerance` of the accuracy, and merged into two
-smaller products each (`analysis.projected`): weights and operations of the network so
-compressed, and its accuracy. The last line of stdout is a JSON object.
+Then all units at once are projected onto as many directions as each needs alone to stay
+within `--tolerance` of the accuracy, and merged into two smaller products each
+(`analysis.projected`): weights and operations of the network so compressed, and its
+accuracy on other test clouds. The last line of stdout is a JSON object.
 """
 
 import json
@@ -33,8 +34,6 @@ from e3dsnn_jax.analysis.projected import (
     identity,
     replacement_of,
     run_projected,
-    run_small,
-    shrink_units,
 )
 from e3dsnn_jax.classifier import Classifier
 from e3dsnn_jax.cli import report_errors
@@ -45,6 +44,7 @@ from e3dsnn_jax.training.datasets import open_split
 from e3dsnn_jax.training.one_device import open_batches, open_model
 from e3dsnn_jax.training.saved import SavedNetwork, load_run
 from experiments.digits.figures import rounded, spread
+from experiments.spiking.compressed import count_clouds, count_right, measure_compressed
 from experiments.spiking.training import Training, train_network
 from svcca_jax.projection import (
     Projector,
@@ -52,6 +52,7 @@ from svcca_jax.projection import (
     leading,
     pca_projector,
     random_neurons,
+    refit,
     svcca_projector,
 )
 
@@ -66,11 +67,12 @@ class IntrinsicDimension:
     """The runs, those of `learning_dynamics` if `out` is the same."""
     out: Path = Path("runs/spiking")
     """Folder of the runs."""
-    clouds: int = 128
-    """Test clouds for accuracies, and training clouds for directions."""
+    clouds: int = 384
+    """Test clouds: half of them judge how many directions are needed, the other half
+    the compressed network. A third as many training clouds give the directions."""
     most: int = 4000
     """Voxels that directions come from."""
-    tolerance: float = 0.01
+    tolerance: float = 0.02
     """Loss of accuracy that is allowed, as a share of all clouds."""
 
 
@@ -96,7 +98,7 @@ def make_accuracy(
             num_clouds=batch.labels.shape[0],
             train=False,
         )
-        return _count_right(logits, batch)
+        return count_right(logits, batch)
 
     placed, held = jax.device_put(batches), jax.device_put(variables)
     clouds = count_clouds(batches)
@@ -108,18 +110,26 @@ def make_accuracy(
     return accuracy
 
 
-def _count_right(logits: Any, batch: ShapeBatch) -> Any:
-    return ((logits.argmax(-1) == batch.labels) & (batch.labels >= 0)).sum()
-
-
-def count_clouds(batches: list[ShapeBatch]) -> int:
-    """Clouds of some batches, those of padding left out."""
-    return sum(int((batch.labels >= 0).sum()) for batch in batches)
-
-
 def directions_to_try(neurons: int) -> list[int]:
     """Powers of two below the number of neurons."""
     return [2**power for power in range(neurons.bit_length()) if 2**power < neurons]
+
+
+def enough_directions(
+    measured: dict[int, float], least_accuracy: float, neurons: int
+) -> int:
+    """Fewest directions from which on the accuracy stays high enough; else all."""
+    enough = neurons
+    for count in sorted(measured, reverse=True):
+        if measured[count] < least_accuracy:
+            break
+        enough = count
+    return enough
+
+
+def fit_directions(projector: Projector, count: int, layer: np.ndarray) -> Projector:
+    """The first directions, with the way back that reconstructs the layer best."""
+    return refit(leading(projector, min(count, len(projector.directions))), layer)
 
 
 def find_projectors(
@@ -142,7 +152,7 @@ def measure_seed(options: IntrinsicDimension, seed: int) -> dict[str, Any]:
         train_network(options.training, run, seed=number)
     networks = [load_run(run) for run in runs]
     model, variables = open_model(networks[0]), networks[0].variables
-    fit = load_batches(networks[0], "train", options.clouds)
+    fit = load_batches(networks[0], "train", max(options.clouds // 3, 1))
     layers = find_layers(model, variables, fit[0], "membranes")
     shapes = {
         shape.name
@@ -160,7 +170,8 @@ def measure_seed(options: IntrinsicDimension, seed: int) -> dict[str, Any]:
     collect = make_collect(model, fit, tuple(units), [own], clouds=False)
     ours, theirs = (collect(each.variables).by_choice[0] for each in networks)
     test = load_batches(networks[0], "test", options.clouds)
-    accuracy = make_accuracy(model, variables, test)
+    half = max(len(test) // 2, 1)
+    accuracy = make_accuracy(model, variables, test[:half])
     none = {unit.name: identity(unit.neurons) for unit in units}
     full = accuracy(none)
     curves: dict[str, Any] = {}
@@ -171,23 +182,19 @@ def measure_seed(options: IntrinsicDimension, seed: int) -> dict[str, Any]:
         for method, projector in projectors.items():
             measured = {}
             for count in directions_to_try(unit.neurons):
-                few = leading(projector, min(count, len(projector.directions)))
-                replaced = none | {unit.name: replacement_of(few)}
-                measured[count] = accuracy(replaced)
+                few = replacement_of(fit_directions(projector, count, x))
+                measured[count] = accuracy(none | {unit.name: few})
             curves.setdefault(method, {})[unit.name] = measured
-            enough = [
-                count
-                for count, value in measured.items()
-                if value >= full - options.tolerance
-            ]
-            least = min(enough, default=unit.neurons)
+            least = enough_directions(measured, full - options.tolerance, unit.neurons)
             needed.setdefault(method, {})[unit.name] = least
-            chosen.setdefault(method, {})[unit.name] = leading(
-                projector, min(least, len(projector.directions))
-            )
+            if least < unit.neurons:
+                found = fit_directions(projector, least, x)
+                chosen.setdefault(method, {})[unit.name] = found
         print(f"seed {seed}: {unit.name} done", file=sys.stderr)
     together = {
-        method: measure_compressed(model, variables, test, chosen[method])
+        method: measure_compressed(
+            model, variables, test[half:] or test, chosen.get(method, {})
+        )
         for method in ("svcca", "pca")
     }
     return {
@@ -196,45 +203,6 @@ def measure_seed(options: IntrinsicDimension, seed: int) -> dict[str, Any]:
         "curves": curves,
         "needed": needed,
         "together": together,
-    }
-
-
-def measure_compressed(
-    model: Classifier,
-    variables: Any,
-    batches: list[ShapeBatch],
-    projectors: dict[str, Projector],
-) -> dict[str, float]:
-    """Weights and accuracy of the network with units as two smaller products each."""
-    smaller, before, after = {}, 0, 0
-    for name, unit in shrink_units(variables, projectors).items():
-        offsets, c_in, _ = unit.first.shape
-        whole = offsets * c_in * unit.second.shape[1]
-        # A unit that would grow, or that needs all of its neurons, stays as it is.
-        if unit.weights < whole and unit.second.shape[0] < unit.second.shape[1]:
-            smaller[name] = unit
-        before, after = before + whole, after + min(unit.weights, whole)
-
-    @jax.jit
-    def count(variables: Any, batch: ShapeBatch) -> Any:
-        logits, _ = run_small(
-            model,
-            variables,
-            batch.features,
-            batch.levels,
-            units=smaller,
-            num_clouds=batch.labels.shape[0],
-            train=False,
-        )
-        return _count_right(logits, batch)
-
-    right = sum(int(count(variables, batch)) for batch in batches)
-    return {
-        "accuracy": right / count_clouds(batches),
-        "units": len(smaller),
-        "weights": before,
-        "weights_left": after,
-        "share": after / before,
     }
 
 
