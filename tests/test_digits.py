@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import svcca_jax
 from experiments.digits import (
     class_information,
     compression,
     data,
+    figures,
     freeze_training,
     intrinsic_dimension,
     learning_dynamics,
@@ -181,6 +183,91 @@ def test_schedules_of_freezing():
     assert share([], [4.0, 2.0, 1.0], 100) == 1
     assert share([50], [4.0, 2.0, 1.0], 100) == pytest.approx(0.75)
     assert share([50, 50], [4.0, 2.0, 1.0], 100) == pytest.approx(0.625)
+
+
+def test_looks_of_the_guide_cost_forward_operations():
+    # 12 looks at 1000 images, against 400 steps of 128 that cost twice as much.
+    share = freeze_training.look_share(12, 1000, 5.0, 10.0, 400)
+    assert share == pytest.approx(12_000 * 5 / (400 * 128 * 10))
+    assert freeze_training.look_share(0, 1000, 5.0, 10.0, 400) == 0
+
+
+@pytest.fixture
+def taken(images) -> list[training.Variables]:
+    """Two states of a dense network."""
+    keys = jax.random.split(jax.random.key(0))
+    return [training.init_training(DENSE, images, key=k).variables for k in keys]
+
+
+def test_layers_are_compared_with_the_end(taken, images):
+    measure = svcca_jax.CKA()
+    found = learning_dynamics.against_final(DENSE, taken, images, measure)
+    assert found.shape == (2, 3)
+    np.testing.assert_allclose(found[1], 1, atol=1e-5)
+    assert (found[0] < 0.9999).all()
+    grids = learning_dynamics.layer_by_layer(DENSE, taken, images, measure)
+    # The layers of a dense network have no positions: both take the same rows.
+    np.testing.assert_allclose(grids.diagonal(axis1=1, axis2=2), found, atol=1e-5)
+    np.testing.assert_allclose(grids[1], grids[1].T, atol=1e-5)
+    assert (grids[1][~np.eye(3, dtype=bool)] < 0.9999).all()
+
+
+def test_baselines_are_of_unrelated_layers(taken, images):
+    given = DENSE, taken[1], images, svcca_jax.MeanSVCCA()
+    # 40 images, and layers of 6, 6 and 10 neurons.
+    alone = learning_dynamics.measure_baseline(*given)
+    grid = learning_dynamics.measure_grid_baseline(*given)
+    assert grid.shape == (3, 3)
+    for found in (alone, grid):
+        assert np.ptp(found) > 0
+        assert (found > 0).all()
+        assert (found < 0.6).all()
+
+
+def test_table_says_what_the_p_value_takes_for_granted():
+    test = {"correlation": 0.5, "p_value": 0.01, "correlations": (1.0, 0.0)}
+    result = {
+        "layers": ["fc1", "logits"],
+        "steps": [0],
+        "against_final": [[[0.5, 0.25]]],
+        "baseline": [0.1, 0.2],
+        "bottom_up": {"0.8": {"all_layers": test}},
+        "convergence": {"0.8": [[0.0, None]]},
+    }
+    table = learning_dynamics.format_table("dense", result)
+    told = "depth 0.50 (runs: 1.00, 0.00), p 0.01 (layers treated as independent)"
+    assert told in table
+    assert "0.100    0.200" in table
+
+
+def test_baseline_is_a_band_over_layers():
+    x, y = figures.level([10, 5, 70], [0.1, 0.3])
+    np.testing.assert_array_equal(x, [5, 70])
+    np.testing.assert_array_equal(y, [[0.1, 0.1], [0.3, 0.3]])
+
+
+def test_class_is_found_in_a_layer_that_holds_it(rng):
+    labels = rng.integers(0, 10, 60)
+    found = class_information.indicators(labels)
+    assert [each.shape for each in found] == [(60, 1)] * 10
+    np.testing.assert_array_equal(np.hstack(found).argmax(axis=1), labels)
+    np.testing.assert_array_equal(np.hstack(found).sum(axis=1), 1)
+    layer = np.hstack([3 * found[4] + 1, rng.standard_normal((60, 2))])
+    values = svcca_jax.pairwise([layer.astype(np.float32)], found)[0]
+    assert values[4] == pytest.approx(1, abs=1e-4)
+    assert np.delete(values, 4).max() < 0.9
+
+
+def test_first_directions_project_as_those_alone(rng):
+    rows = jnp.asarray(rng.standard_normal((30, 6)), jnp.float32)
+    others = jnp.asarray(rng.standard_normal((30, 6)), jnp.float32)
+    for projector in intrinsic_dimension.find_bases(rows, others, 0).values():
+        for count in (1, 4, 6):
+            held = intrinsic_dimension.first_directions(projector, count)
+            alone = leading(projector, count)
+            np.testing.assert_allclose(
+                project(rows, held), project(rows, alone), atol=1e-5
+            )
 
 
 def test_guided_freezing_follows_its_threshold(images, labels):

@@ -78,12 +78,15 @@ def test_bad_similarities_are_named(values, steps, threshold, message):
 
 def test_perfect_and_reversed_orders():
     up, down = [[1, 2, 3, 4]] * 3, [[4, 3, 2, 1]] * 3
-    assert bottom_up_test(up) == (1.0, pytest.approx(1 / 24**3))
-    assert bottom_up_test(down) == (-1.0, pytest.approx(1.0))
-    assert bottom_up_test([[5, 5, 5]]) == (0.0, 1.0)
+    assert bottom_up_test(up)[:2] == (1.0, pytest.approx(1 / 24**3))
+    assert bottom_up_test(down)[:2] == (-1.0, pytest.approx(1.0))
+    assert bottom_up_test([[5, 5, 5]]) == (0.0, 1.0, (0.0,))
     # Never settled comes last, and ties with its like.
     assert bottom_up_test([[1, 2, np.nan]]) == bottom_up_test([[1, 2, 9]])
-    assert bottom_up_test([[np.nan, np.nan]]) == (0.0, 1.0)
+    assert bottom_up_test([[np.nan, np.nan]]) == (0.0, 1.0, (0.0,))
+    mixed = bottom_up_test([up[0], down[0], [5, 5, 5, 5], [1, 1, 2, 2]])
+    assert mixed.correlations == (1.0, -1.0, 0.0, pytest.approx(4 / 6))
+    assert mixed.correlation == pytest.approx(np.mean(mixed.correlations))
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (1, 6), (2, 5), (3, 4)])
@@ -91,7 +94,10 @@ def test_bottom_up_is_that_of_all_orders(rng, shape):
     for case in range(8):
         values = rng.integers(0, 3 + case, shape).astype(float)
         values[rng.random(shape) < 0.2] = np.nan
-        assert bottom_up_test(values) == pytest.approx(slow_test(values))
+        found = bottom_up_test(values)
+        assert found[:2] == pytest.approx(slow_test(values))
+        alone = [slow_test(run[None])[0] for run in values]
+        assert found.correlations == pytest.approx(alone)
 
 
 def test_without_ties_one_run_is_the_textbook_test(rng):
@@ -101,7 +107,19 @@ def test_without_ties_one_run_is_the_textbook_test(rng):
         expected = stats.kendalltau(
             np.arange(layers), order, alternative="greater", method="exact"
         )
-        assert found == pytest.approx(tuple(expected), abs=1e-9)
+        assert found[:2] == pytest.approx(tuple(expected), abs=1e-9)
+
+
+@pytest.mark.parametrize(("runs", "of_walks"), [(1, 0.25), (3, 0.20)])
+def test_layers_that_follow_their_neighbours_pass_too_often(rng, runs, of_walks):
+    # No layer is earlier than another but by chance, as the docstring says of walks.
+    steps = rng.standard_normal((1000, runs, 9))
+
+    def passing(draws: np.ndarray) -> float:
+        return float(np.mean([bottom_up_test(each).p_value <= 0.05 for each in draws]))
+
+    assert passing(steps) == pytest.approx(0.035, abs=0.015)
+    assert passing(steps.cumsum(axis=2)) == pytest.approx(of_walks, abs=0.035)
 
 
 @pytest.mark.parametrize("shape", [(3,), (0, 3), (2, 1), (1, 2, 3)])

@@ -28,6 +28,7 @@ from e3dsnn_jax.spike import Neuron
 from e3dsnn_jax.training import freeze_guide
 from e3dsnn_jax.training.config import Recipe, TrainConfig, check_config
 from e3dsnn_jax.training.config_json import from_json, to_json
+from e3dsnn_jax.training.evaluate import Evaluation
 from e3dsnn_jax.training.freeze import (
     Frozen,
     GuidedFreeze,
@@ -262,7 +263,7 @@ def loss_with_frozen_in_inference_mode(params, stats, batch, frozen):
     return jnp.sum(losses) / 8, updates["batch_stats"]
 
 
-@pytest.mark.parametrize("frozen", [0, 1, 3])
+@pytest.mark.parametrize("frozen", [pytest.param(0, marks=pytest.mark.slow), 1, 3])
 def test_gradient_is_that_of_the_network_with_frozen_blocks_in_inference_mode(
     initial, frozen
 ):
@@ -301,7 +302,10 @@ def momentum_of(state):
     return found[0].buffer
 
 
-@pytest.mark.parametrize(("frozen", "optimizer"), [(1, "adam"), (3, "sgd")])
+@pytest.mark.parametrize(
+    ("frozen", "optimizer"),
+    [(1, "adam"), pytest.param(3, "sgd", marks=pytest.mark.slow)],
+)
 def test_frozen_blocks_keep_their_bits_and_all_else_moves(initial, frozen, optimizer):
     chosen = SGD if optimizer == "sgd" else adam()
     warm = initial
@@ -350,6 +354,7 @@ def name_of(path):
     return "/".join(str(getattr(k, "key", getattr(k, "name", ""))) for k in path)
 
 
+@pytest.mark.slow
 def test_nothing_frozen_is_the_step_as_it_always_was(initial):
     batch = make_batch(make_clouds(), 1)
     mesh = make_mesh(1)
@@ -457,7 +462,7 @@ SMALL = Classifier(smoke.ARCHITECTURE, len(smoke.CLASS_NAMES), Neuron(time_steps
 LAYOUT = BatchLayout(4, 2, num_levels=2, voxel_size=smoke.VOXEL_SIZE)
 
 
-@pytest.mark.parametrize("most", [2048, 20])
+@pytest.mark.parametrize("most", [pytest.param(2048, marks=pytest.mark.slow), 20])
 def test_guide_sees_the_same_real_voxels_of_every_block(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ):
@@ -631,6 +636,8 @@ def test_experiment(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[s
     rows = {row["regime"]: row for row in answer["rows"]}
     assert rows["none"]["products"] == rows["none"]["backward_products"] == 1
     assert rows["linear"]["backward_products"] < rows["linear"]["products"] < 1
+    assert rows["none"]["looks"] == rows["linear"]["looks"] == 0
+    assert rows["guided"]["looks"] > 0
     assert [stage["frozen_blocks"] for stage in answer["stages"]] == [0, 1, 2, 3]
     table = (tmp_path / "f" / "freeze_training.md").read_text()
     assert "| linear | 1 |" in table
@@ -639,6 +646,115 @@ def test_experiment(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[s
     assert freeze_training.main([*words, "--rounds", "0"]) == 0
     again = (tmp_path / "f" / "none_seed0" / "metrics.jsonl").stat().st_mtime_ns
     assert again == trained
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
+    """Every configuration that the experiment trains; nothing is trained."""
+    found = []
+
+    def pretend(config: TrainConfig) -> TrainResult:
+        found.append(config)
+        (config.run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        return TrainResult(config.run, 10, evaluation(right=3), {}, 3.0, 4, ((5, 2),))
+
+    def evaluation(right: int) -> Evaluation:
+        none: Any = np.zeros(0)
+        return Evaluation((), none, none, none, right / 4, 0.0, none, 0.0, {}, 1)
+
+    monkeypatch.setattr(freeze_training, "train", pretend)
+    monkeypatch.setattr(freeze_training, "load_run", lambda run: run)
+    monkeypatch.setattr(freeze_training, "open_dataset", lambda *given: given)
+    monkeypatch.setattr(freeze_training, "evaluate_network", lambda *_: evaluation(4))
+    return found
+
+
+def test_rows_are_read_back_if_they_are_of_the_same_options(tmp_path: Path, trained):
+    options = freeze_training.FreezeTraining(run=tmp_path)
+    rows = [freeze_training.measure(options, kind, 0) for kind in ("none", "guided")]
+    assert [(row["accuracy"], row["gap"]) for row in rows] == [(0.75, 0.25)] * 2
+    assert (rows[0]["seconds"], rows[0]["programs_compiled"]) == (3, 4)
+    assert freeze_training.measure(options, "none", 0)["options"] == rows[0]["options"]
+    assert len(trained) == 2
+    other = dataclasses.replace(options, epochs=9)
+    with pytest.raises(
+        ValueError, match=r"none_0.json is of other options: recipe.epochs is 6 there "
+    ) as error:
+        freeze_training.measure(other, "none", 0)
+    assert "9 now. Give the same options, or name another folder" in str(error.value)
+    other = dataclasses.replace(options, data=tmp_path / "clouds")
+    with pytest.raises(ValueError, match=r"data.path is None there and '.*clouds' now"):
+        freeze_training.measure(other, "none", 0)
+    other = dataclasses.replace(options, guided=GuidedFreeze(threshold=0.8))
+    assert freeze_training.measure(other, "none", 0)["seconds"] == 3
+    with pytest.raises(ValueError, match=r"threshold is 0.9 there and 0.8 now"):
+        freeze_training.measure(other, "guided", 0)
+    assert len(trained) == 2
+
+
+def test_rows_without_options_are_computed_again(tmp_path: Path, trained):
+    options = freeze_training.FreezeTraining(run=tmp_path)
+    row = freeze_training.measure(options, "linear", 1)
+    stored = tmp_path / "rows" / "linear_1.json"
+    del row["options"]
+    stored.write_text(json.dumps(row | {"accuracy": 0.1}))
+    again = freeze_training.measure(options, "linear", 1)
+    assert len(trained) == 2
+    assert again["accuracy"] == 0.75
+    # The second call began with a checkpoint: what came before is in neither number.
+    assert again["seconds"] is again["programs_compiled"] is None
+    assert json.loads(stored.read_text())["options"] == again["options"]
+    for text, message in (("{", "damaged"), ("[]", "no row of freeze training")):
+        stored.write_text(text)
+        with pytest.raises(ValueError, match=rf"linear_1.json: {message}.*remove it"):
+            freeze_training.measure(options, "linear", 1)
+
+
+def test_looks_of_a_guide_are_counted(folder: Path):
+    config = guided_config(folder)
+    dataset = open_dataset(folder / "data", "train")
+    freeze = GuidedFreeze(clouds=5)
+    recipe = dataclasses.replace(config.recipe, freeze=freeze)
+    config = dataclasses.replace(config, recipe=recipe)
+    found = freeze_training.count_look(config, dataset, LAYOUT)
+    # The same clouds, each by itself.
+    expected = 0
+    alone = dataclasses.replace(LAYOUT, batch_size=1, num_devices=1)
+    for cloud in (0, 2, 5, 8, 11):
+        source = BatchSource(CloudSubset(dataset, (cloud,)), alone)
+        capacities = plan_capacities(source, slacks=(1.5,))
+        batch = one_device(dataclasses.replace(source, capacities=capacities)[0])
+        products = freeze_training.count_products(config, batch, 3)
+        expected += sum(
+            forward
+            for forward, block in zip(products.forward, products.blocks, strict=True)
+            if block < len(BLOCKS)
+        )
+    assert found == expected > 0
+    for other in (None, LinearFreeze()):
+        recipe = dataclasses.replace(config.recipe, freeze=other)
+        unguided = dataclasses.replace(config, recipe=recipe)
+        assert freeze_training.count_look(unguided, dataset, LAYOUT) == 0
+
+
+def test_looks_are_part_of_all_products_and_unknown_times_are_left_out():
+    freeze = GuidedFreeze(every=25, start=0.1)
+    # Steps 50, 75, 100 and so on; the first has nothing to compare with.
+    assert freeze_training.count_looks(freeze, total=375) == 13
+    assert freeze_training.count_looks(LinearFreeze(), total=375) == 0
+    assert freeze_training.count_looks(None, total=375) == 0
+    products = freeze_training.Products([10, 10, 10, 4], [0, 0, 1, 2])
+    row = {"regime": "guided", "steps": 10, "freezings": [[5, 1]]}
+    found = freeze_training.add_computation(row, products, looking=92)
+    assert found["looks"] == pytest.approx(92 / 920)
+    assert found["backward_products"] == pytest.approx((5 * 58 + 5 * 18) / 580)
+    assert found["products"] == pytest.approx((340 + 380 + 92) / 920)
+    numbers = {"accuracy": 0.5, "training_accuracy": 0.5, "gap": 0.0}
+    times = (None, 10.0, 20.0)
+    rows = [found | numbers | {"seconds": seconds} for seconds in times]
+    assert freeze_training.format_rows(rows).endswith("| 15 (2 of 3) |")
+    assert freeze_training.format_rows(rows[:1]).endswith("| unknown |")
+    assert freeze_training.format_rows(rows[1:]).endswith("| 15 |")
 
 
 def test_products_below_the_lowest_layer_that_learns_are_saved():

@@ -26,6 +26,7 @@ def run(main, capsys, *arguments):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_learning_dynamics(out, capsys):
     answer = run(learning_dynamics.main, capsys, "--out", out, "--measure", "cka")
     steps, layers = len(answer["steps"]), len(answer["layers"])
@@ -39,6 +40,7 @@ def test_learning_dynamics(out, capsys):
     assert (out / "learning_dynamics.png").exists()
 
 
+@pytest.mark.slow
 def test_intrinsic_dimension(out, capsys):
     answer = run(
         intrinsic_dimension.main, capsys, "--out", out, "--clouds", "6", "--most", "60"

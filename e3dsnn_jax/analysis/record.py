@@ -20,6 +20,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +64,8 @@ def describe_analysis(analysis: Analysis) -> dict[str, Any]:
     settled = convergence_steps(
         dynamics.against_final, np.array(dynamics.steps), analysis.threshold
     )
-    order = bottom_up_test(settled[None, _outputs_of_blocks(compared)])
+    outputs = outputs_of_blocks([layer.name for layer in compared])
+    order = bottom_up_test(settled[None, outputs])
     described = {
         **analysis.details,
         "layers": [layer.name for layer in compared],
@@ -180,7 +182,7 @@ def format_analysis(described: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _outputs_of_blocks(layers: tuple[LayerPlace, ...]) -> list[int]:
+def outputs_of_blocks(names: Sequence[str]) -> list[int]:
     """Places of the layers that hand on to others: units within a block are left out.
 
     A block and its units are one thing; counted one by one, they would make an order of
@@ -188,10 +190,10 @@ def _outputs_of_blocks(layers: tuple[LayerPlace, ...]) -> list[int]:
     """
     outputs = [
         place
-        for place, layer in enumerate(layers)
-        if not re.search(r"block\d+/unit\d+|stem/unit[01]|fuse0", layer.name)
+        for place, name in enumerate(names)
+        if not re.search(r"block\d+/unit\d+|stem/unit[01]|fuse0", name)
     ]
-    return outputs if len(outputs) > 1 else list(range(len(layers)))
+    return outputs if len(outputs) > 1 else list(range(len(names)))
 
 
 def _or_never(step: float | None) -> str:
