@@ -70,7 +70,7 @@ class Guide:
         *,
         clouds: int,
     ):
-        batches, counts = _held_batches(dataset, layout, clouds)
+        batches, counts = held_batches(dataset, layout, clouds)
         blocks = _blocks_of(model.architecture)
         widest = max(block.neurons for block in blocks)
         scarcest = int(np.argmin(counts))
@@ -156,7 +156,7 @@ def _blocks_of(sizes: Architecture) -> tuple[LayerPlace, ...]:
     )
 
 
-def _held_batches(
+def held_batches(
     dataset: ShapeDataset, layout: BatchLayout, clouds: int
 ) -> tuple[list[ShapeBatch], list[int]]:
     """Batches of evenly spaced clouds for one device, and their voxels by level."""

@@ -39,7 +39,7 @@ from numpy.typing import ArrayLike
 import svcca_jax
 from e3dsnn_jax.cli import report_errors
 from experiments.digits.data import Images, open_images
-from experiments.digits.figures import plot_panels, rounded, spread
+from experiments.digits.figures import level, plot_panels, rounded, spread
 from experiments.digits.networks import CLASSES, Conv, Dense, Network, image_rows
 from experiments.digits.training import accuracy, activations, train
 
@@ -141,11 +141,12 @@ def run(config: Config) -> None:
             f"class {c}": (depth, values[:, -1, :, c]) for c in range(CLASSES)
         }
         curves["random (shuffled labels)"] = (depth, [result["shuffled"]])
+        curves["random activations"] = (depth, [result["random"]])
         panels[f"{kind}, at the end"] = curves
         panels[f"{kind}, mean of classes"] = {
             name: (result["steps"], values[:, :, i].mean(axis=2))
             for i, name in enumerate(result["layers"])
-        }
+        } | {"random activations": level(result["steps"], result["random"])}
     path = config.out / "class_information.png"
     label = "SVCCA with the class"
     plot_panels(panels, path, x_label="layer | step", y_label=label)

@@ -27,6 +27,17 @@ def rounded(values: ArrayLike) -> list:
     return objects.tolist()
 
 
+def level(x: ArrayLike, baseline: ArrayLike) -> tuple[ArrayLike, ArrayLike]:
+    """Baselines that no x changes, as a curve of `plot_panels`.
+
+    Args:
+      x: The x of the other curves, of which this takes the least and the greatest.
+      baseline: One value for each layer [layers]: the band is of the layers.
+    """
+    ends = [np.min(x), np.max(x)]
+    return ends, np.tile(np.asarray(baseline, np.float64)[:, None], 2)
+
+
 def plot_panels(
     panels: Mapping[str, Curves],
     path: Path,
