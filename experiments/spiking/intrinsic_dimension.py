@@ -13,6 +13,15 @@ Then all units at once are projected onto as many directions as each needs alone
 within `--tolerance` of the accuracy, and merged into two smaller products each
 (`analysis.projected`): weights and operations of the network so compressed, and its
 accuracy on other test clouds. The last line of stdout is a JSON object.
+
+Measured with the defaults (three seeds, 192 + 192 test clouds, four to ten minutes a
+seed on two busy cores, training apart): one unit alone stays within two points with 6
+to 15 % of the neurons' number by PCA, 11 to 23 % by SVCCA, 8 to 24 % by variance and 12
+to 25 % by random neurons, whose correlation the fitted way back makes up for: unlike in
+the paper, SVCCA directions are no better than random neurons here. All units at once
+lose far more, since each loss adds to the next: with 5 to 12 % of the weights and 14 to
+36 % of the additions 14 to 58 % of the clouds are right (SVCCA), with 3 to 9 % of the
+weights 22 to 74 % (PCA), of 92 to 95 % for the whole network.
 """
 
 import json

@@ -10,7 +10,15 @@ of "bottom-up" over the outputs of the blocks, of similarities as they are and a
 of what lies above the random baseline; class information over steps and layers; and the
 accuracies. Runs and reports stay in `--out`.
 
-The paper's finding, on dense convolutional networks: bottom-up.
+The paper's finding, on dense convolutional networks: bottom-up. Measured with the
+defaults (three seeds, accuracy 92.8 to 94.8 %; up to ten minutes a seed on two busy
+cores): not so here. The order is the reverse, where converged means an SVCCA of 0.8 or
+0.9: rank correlation of depth and step -0.70 and -0.68 over the nine blocks, negative
+in every seed; at 0.95 -0.31. As shares of what lies above the random baseline, which
+favours wide layers less, -0.55, -0.14 and 0.06. The first strided convolution converges
+last, at step 563 of 750 on average. Classes are more readable with depth, at all times:
+mean correlation 0.37 in the stem, 0.82 in the last block at the end, 0.72 there before
+training (dealt labels: 0.42), and 0.32 to 0.72 in the logits.
 """
 
 import json

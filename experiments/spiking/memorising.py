@@ -11,6 +11,14 @@ stdout is a JSON object.
 
 The paper's finding, on CIFAR-10: low layers are alike in all pairs; higher up networks
 that generalise agree more than others do; wider networks agree more.
+
+Measured with `--widths` alone, which leaves the other widths out (three seeds, 40
+epochs of 200 clouds, two to three minutes a network on two busy cores). All networks
+know all of their training clouds; their test accuracies are 66 and 5 %. From the block
+of the second stage on, networks that generalise are more alike than others, in every
+layer: PWCCA 0.57 to 0.82 between them, 0.51 to 0.79 in both other kinds of pairs, which
+do not differ: as in the paper. Below, networks that memorise are the more alike (0.47
+to 0.62 against 0.38 to 0.67 and 0.42 to 0.66).
 """
 
 import dataclasses
