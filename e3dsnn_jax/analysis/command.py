@@ -18,7 +18,7 @@ from e3dsnn_jax.analysis.activations import (
     cloud_labels,
     make_collect,
 )
-from e3dsnn_jax.analysis.checkpoints import open_series, read_step
+from e3dsnn_jax.analysis.checkpoints import open_series, read_step, shapes_of
 from e3dsnn_jax.analysis.class_information import compute_class_information
 from e3dsnn_jax.analysis.datapoints import carry_voxels, choose_voxels
 from e3dsnn_jax.analysis.dynamics import (
@@ -99,7 +99,7 @@ class AnalyseOptions:
     """Checkpoints at most, evenly spaced; all of them if omitted."""
     grids: int = 6
     """Checkpoints at which all layers are compared with all."""
-    draws: int = 20
+    draws: int = 12
     """Times that the clouds are drawn anew for the intervals; 0 leaves them out."""
     out: Path | None = None
     """Folder for analysis.json and the figures. If omitted: the run folder, or for
@@ -132,9 +132,16 @@ def run_analysis(
     layers = find_layers(model, network.variables, batches[0], options.values)
     view = _View(options, layers, model, batches)
     passes: list[Layers] = []
+    read = functools.partial(
+        read_step,
+        series,
+        model=model,
+        batch=batches[0],
+        expected=shapes_of(model, batches[0]),
+    )
 
     def look(step: int) -> Pass:
-        found = view.look(read_step(series, step, model, batches[0]))
+        found = view.look(read(step))
         passes.append(found.pooled)
         return Pass(*found.compared)
 
@@ -151,7 +158,6 @@ def run_analysis(
         )
         datapoints = tuple(map(len, view.groups))
         if options.most is None:
-            read = functools.partial(read_step, series, model=model, batch=batches[0])
             final = read(series.steps[-1])
             streamed = [
                 compare_streamed(

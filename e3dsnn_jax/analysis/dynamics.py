@@ -52,7 +52,7 @@ class Settings(NamedTuple):
     """How layers are compared."""
 
     measure: Measure
-    draws: int = 20
+    draws: int = 12
     """Draws of clouds for the bands; 0 leaves them out."""
     grids: int = 6
     """Checkpoints at which all layers are compared with all."""
