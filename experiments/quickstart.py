@@ -4,9 +4,9 @@
 
 trains the T network on 2,000 procedural clouds of 16 classes, and once more on a tenth
 of them, with at least 90 % on the test split, in about four minutes on two CPU cores,
-analysis and report included. Writes figures, a table (`results.md`) and a page to look at (`report.html`) into the
-run folder. The last line of stdout is a JSON object with accuracy, seconds,
-programs_compiled, run, report and more.
+analysis and report included. Writes figures, a table (`results.md`) and a page to look
+at (`report.html`) into the run folder. The last line of stdout is a JSON object with
+accuracy, seconds, programs_compiled, run, report and more.
 """
 
 import dataclasses
