@@ -48,21 +48,15 @@ import time
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.sharding import NamedSharding, PartitionSpec
 
-from e3dsnn_jax.classifier import Classifier
 from e3dsnn_jax.cli import report_errors
-from e3dsnn_jax.data.clouds import ShapeDataset
-from e3dsnn_jax.data.loader import BatchLayout, ShapeBatch
 from e3dsnn_jax.data.open import open_dataset
-from e3dsnn_jax.kernel_map import KernelMap
-from e3dsnn_jax.layer_shapes import describe_layers
 from e3dsnn_jax.training.checkpoints import LATEST
 from e3dsnn_jax.training.config import (
     FREE_FIELDS,
@@ -74,14 +68,20 @@ from e3dsnn_jax.training.config_json import differing_fields, to_json
 from e3dsnn_jax.training.datasets import open_data
 from e3dsnn_jax.training.devices import use_all_cores
 from e3dsnn_jax.training.evaluate import evaluate_network
-from e3dsnn_jax.training.freeze import Freeze, GuidedFreeze, LinearFreeze, is_look
-from e3dsnn_jax.training.freeze_guide import held_batches
+from e3dsnn_jax.training.freeze import Freeze, GuidedFreeze, LinearFreeze
 from e3dsnn_jax.training.loop import train
 from e3dsnn_jax.training.run_folder import write_json
 from e3dsnn_jax.training.saved import load_run
 from e3dsnn_jax.training.setup import RunSetup, make_setup
 from e3dsnn_jax.training.steps import shard_batch
 from experiments import kicad40, quickstart, smoke
+from experiments.freeze_products import (
+    Products,
+    add_computation,
+    count_look,
+    count_looks,
+    count_products,
+)
 
 REGIMES = ("none", "linear", "guided")
 
@@ -106,26 +106,6 @@ class FreezeTraining:
     """Folder of the runs."""
     smoke: bool = False
     """Train tiny networks on a few synthetic clouds for two epochs: a test."""
-
-
-class Products(NamedTuple):
-    """Products of one training step, by layer, in the order of the network."""
-
-    forward: list[int]
-    """Products of the forward pass."""
-    blocks: list[int]
-    """The block that each layer belongs to; past the last one for the head."""
-
-    def of_step(self, frozen_blocks: int) -> tuple[int, int]:
-        """Products of a step, forward and backward, with some blocks frozen."""
-        backward = 0
-        learning = False
-        for forward, block in zip(self.forward, self.blocks, strict=True):
-            if block >= frozen_blocks:
-                # Below the lowest layer that learns nothing needs a gradient.
-                backward += forward * (2 if learning else 1)
-                learning = True
-        return sum(self.forward), backward
 
 
 def make_config(options: FreezeTraining, regime: str, seed: int) -> TrainConfig:
@@ -165,62 +145,6 @@ def make_config(options: FreezeTraining, regime: str, seed: int) -> TrainConfig:
         model=ModelConfig(architecture=smoke.ARCHITECTURE),
         recipe=recipe,
     )
-
-
-def count_products(config: TrainConfig, batch: ShapeBatch, classes: int) -> Products:
-    """Products of a training step on one batch, given without an axis of devices."""
-    architecture = config.model.resolve_architecture(normals=config.data.normals)
-    model = Classifier(architecture, classes, config.model.neuron)
-    clouds, features = len(batch.labels), jnp.asarray(batch.features)
-    options: dict[str, Any] = {"num_clouds": clouds, "train": False}
-    variables = jax.eval_shape(
-        lambda key: model.init(key, features, batch.levels, **options),
-        jax.random.key(0),
-    )
-    layers = describe_layers(model, variables, features, batch.levels, **options)
-    names = architecture.block_names
-    products = Products([], [])
-    for layer in layers:
-        places = clouds
-        if layer.level_in is not None and layer.level_out is not None:
-            level = batch.levels[layer.level_in]
-            same = layer.level_in == layer.level_out
-            kernel_map = level.submanifold if same else level.down
-            assert kernel_map is not None
-            places = count_pairs(kernel_map, len(level.coords))
-        count = places * layer.time_steps * layer.c_in * layer.c_out
-        owner = [
-            block
-            for block, name in enumerate(names)
-            if layer.name == name or layer.name.startswith(f"{name}/")
-        ]
-        block = owner[0] if owner else len(names)
-        products.forward.append(count)
-        products.blocks.append(block)
-    return products
-
-
-def count_look(config: TrainConfig, dataset: ShapeDataset, layout: BatchLayout) -> int:
-    """Products of one look of the guide; 0 without one.
-
-    A look is a pass over all of its clouds, up to the last block.
-    """
-    freeze = config.recipe.freeze
-    if not isinstance(freeze, GuidedFreeze):
-        return 0
-    batches, _ = held_batches(dataset, layout, freeze.clouds)
-    head = len(config.model.resolve_architecture(normals=layout.normals).block_names)
-    products = 0
-    for batch in batches:
-        counted = count_products(config, batch, len(dataset.class_names))
-        pairs = zip(counted.forward, counted.blocks, strict=True)
-        products += sum(forward for forward, block in pairs if block < head)
-    return products
-
-
-def count_pairs(kernel_map: KernelMap, rows: int) -> int:
-    """Pairs of voxels that a map holds; the others point at the row past the last."""
-    return int((np.asarray(kernel_map.senders) < rows).sum())
 
 
 def time_stages(
@@ -330,37 +254,6 @@ def read_row(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
 def as_read(content: Any) -> Any:
     """What comes back of it from JSON: tuples become lists."""
     return json.loads(json.dumps(content))
-
-
-def count_looks(freeze: Freeze | None, *, total: int) -> int:
-    """How often a guide looks in a run; 0 without one."""
-    if not isinstance(freeze, GuidedFreeze):
-        return 0
-    return sum(is_look(freeze, step, total=total) for step in range(1, total + 1))
-
-
-def add_computation(
-    row: dict[str, Any], products: Products, *, looking: int
-) -> dict[str, Any]:
-    """The row with its products, as parts of those without freezing.
-
-    Args:
-      row: The row.
-      products: Of a training step.
-      looking: Products of all looks of its guide.
-    """
-    stages = [(0, 0), *map(tuple, row["freezings"])]
-    ends = [step for step, _ in stages[1:]] + [row["steps"]]
-    forward, whole = (part * row["steps"] for part in products.of_step(0))
-    backward = sum(
-        (end - start) * products.of_step(frozen)[1]
-        for (start, frozen), end in zip(stages, ends, strict=True)
-    )
-    return row | {
-        "backward_products": backward / whole,
-        "products": (forward + backward + looking) / (forward + whole),
-        "looks": looking / (forward + whole),
-    }
 
 
 def format_rows(rows: list[dict[str, Any]]) -> str:

@@ -55,7 +55,7 @@ from e3dsnn_jax.training.steps import (
     shard_batch,
 )
 from e3dsnn_jax.training.stopping import Interrupted
-from experiments import freeze_training, smoke
+from experiments import freeze_products, freeze_training, smoke
 from svcca_jax import svcca
 from tests import test_processes
 from tests.test_steps import (
@@ -716,7 +716,7 @@ def test_looks_of_a_guide_are_counted(folder: Path):
     freeze = GuidedFreeze(clouds=5)
     recipe = dataclasses.replace(config.recipe, freeze=freeze)
     config = dataclasses.replace(config, recipe=recipe)
-    found = freeze_training.count_look(config, dataset, LAYOUT)
+    found = freeze_products.count_look(config, dataset, LAYOUT)
     # The same clouds, each by itself.
     expected = 0
     alone = dataclasses.replace(LAYOUT, batch_size=1, num_devices=1)
@@ -724,7 +724,7 @@ def test_looks_of_a_guide_are_counted(folder: Path):
         source = BatchSource(CloudSubset(dataset, (cloud,)), alone)
         capacities = plan_capacities(source, slacks=(1.5,))
         batch = one_device(dataclasses.replace(source, capacities=capacities)[0])
-        products = freeze_training.count_products(config, batch, 3)
+        products = freeze_products.count_products(config, batch, 3)
         expected += sum(
             forward
             for forward, block in zip(products.forward, products.blocks, strict=True)
@@ -734,18 +734,18 @@ def test_looks_of_a_guide_are_counted(folder: Path):
     for other in (None, LinearFreeze()):
         recipe = dataclasses.replace(config.recipe, freeze=other)
         unguided = dataclasses.replace(config, recipe=recipe)
-        assert freeze_training.count_look(unguided, dataset, LAYOUT) == 0
+        assert freeze_products.count_look(unguided, dataset, LAYOUT) == 0
 
 
 def test_looks_are_part_of_all_products_and_unknown_times_are_left_out():
     freeze = GuidedFreeze(every=25, start=0.1)
     # Steps 50, 75, 100 and so on; the first has nothing to compare with.
-    assert freeze_training.count_looks(freeze, total=375) == 13
-    assert freeze_training.count_looks(LinearFreeze(), total=375) == 0
-    assert freeze_training.count_looks(None, total=375) == 0
-    products = freeze_training.Products([10, 10, 10, 4], [0, 0, 1, 2])
+    assert freeze_products.count_looks(freeze, total=375) == 13
+    assert freeze_products.count_looks(LinearFreeze(), total=375) == 0
+    assert freeze_products.count_looks(None, total=375) == 0
+    products = freeze_products.Products([10, 10, 10, 4], [0, 0, 1, 2])
     row = {"regime": "guided", "steps": 10, "freezings": [[5, 1]]}
-    found = freeze_training.add_computation(row, products, looking=92)
+    found = freeze_products.add_computation(row, products, looking=92)
     assert found["looks"] == pytest.approx(92 / 920)
     assert found["backward_products"] == pytest.approx((5 * 58 + 5 * 18) / 580)
     assert found["products"] == pytest.approx((340 + 380 + 92) / 920)
@@ -759,7 +759,7 @@ def test_looks_are_part_of_all_products_and_unknown_times_are_left_out():
 
 def test_products_below_the_lowest_layer_that_learns_are_saved():
     # Three layers of two blocks, and the head: 10 products each but for the head's 4.
-    products = freeze_training.Products([10, 10, 10, 4], [0, 0, 1, 2])
+    products = freeze_products.Products([10, 10, 10, 4], [0, 0, 1, 2])
     assert products.of_step(0) == (34, 10 + 20 + 20 + 8)
     assert products.of_step(1) == (34, 10 + 8)
     assert products.of_step(2) == (34, 4)

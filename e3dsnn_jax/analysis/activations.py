@@ -6,7 +6,7 @@ neurons. Only the rows that are datapoints leave the device.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,13 +16,9 @@ from jaxtyping import Array, Float, Int, Int32
 
 from e3dsnn_jax.analysis.datapoints import Datapoints
 from e3dsnn_jax.analysis.layers import LayerPlace
+from e3dsnn_jax.analysis.options import Statistics
 from e3dsnn_jax.data.loader import ShapeBatch
 from e3dsnn_jax.pooling import cloud_mean
-
-Statistics = Literal["batch", "running"]
-"""What BatchNorm divides by: the running averages that the network has saved, or those
-of each batch of the clouds. Running averages need hundreds of updates to follow: early
-in training they leave most layers silent that were not silent while they learned."""
 
 Layers = list[Float[np.ndarray, "datapoints _neurons"]]
 """Activations of each layer, all on the same datapoints."""

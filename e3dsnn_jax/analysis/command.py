@@ -1,23 +1,16 @@
 """`e3dsnn analyse`: how the layers of a run learned, on one set of clouds."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
 import threadpoolctl
-from tyro.conf import Positional
 
 import svcca_jax
-from e3dsnn_jax.analysis.activations import (
-    Layers,
-    Statistics,
-    cloud_labels,
-    make_collect,
-)
+from e3dsnn_jax.analysis.activations import Layers, cloud_labels, make_collect
 from e3dsnn_jax.analysis.checkpoints import open_series, read_step, shapes_of
 from e3dsnn_jax.analysis.class_information import compute_class_information
 from e3dsnn_jax.analysis.datapoints import carry_voxels, choose_voxels
@@ -27,10 +20,11 @@ from e3dsnn_jax.analysis.dynamics import (
     check_datapoints,
     compute_dynamics,
 )
-from e3dsnn_jax.analysis.layers import LayerPlace, Values, find_layers
+from e3dsnn_jax.analysis.layers import LayerPlace, find_layers
+from e3dsnn_jax.analysis.options import AnalyseOptions, MeasureName
 from e3dsnn_jax.analysis.record import Analysis, write_analysis
 from e3dsnn_jax.analysis.streamed import compare_streamed
-from e3dsnn_jax.data.clouds import Split, choose_clouds
+from e3dsnn_jax.data.clouds import choose_clouds
 from e3dsnn_jax.data.loader import ShapeBatch
 from e3dsnn_jax.training.datasets import open_split
 from e3dsnn_jax.training.one_device import open_batches, open_model
@@ -42,9 +36,6 @@ _SAMPLE = 2000
 
 _CLOUDS_A_NEURON = 2
 """Clouds for each neuron of the widest layer, below which no class is looked for."""
-
-Datapoints = Literal["voxels", "clouds"]
-MeasureName = Literal["svcca", "pwcca", "cca", "cka", "procrustes"]
 
 
 class NamedMeasure(NamedTuple):
@@ -61,49 +52,6 @@ MEASURES: dict[MeasureName, NamedMeasure] = {
     "cka": NamedMeasure("linear CKA", svcca_jax.CKA()),
     "procrustes": NamedMeasure("Procrustes", svcca_jax.ProcrustesSimilarity()),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class AnalyseOptions:
-    """Compares the layers of a run over its checkpoints, and with its classes."""
-
-    run: Positional[Path]
-    """Folder of a training run with several checkpoints (`train --analyse`)."""
-    data: Path | None = None
-    """Folder of a data set; that of the run, or the embedded shapes, if omitted."""
-    split: Split = "test"
-    """Part of `data` whose clouds are used."""
-    clouds: int | None = 256
-    """Clouds of the split, a fixed random choice; `None` for all of them."""
-    values: Values = "membranes"
-    """What of a layer: its membranes (what a unit or block puts out), or the spikes
-    that its neurons send; over several time steps their mean, the firing rate."""
-    datapoints: Datapoints = "voxels"
-    """Voxels: places matter, a layer is compared on voxels of its own level, and layers
-    of other levels through the parents of fine voxels. Clouds: layers are averaged over
-    each cloud first, so that only what they know of whole clouds counts."""
-    most: int | None = 2000
-    """Voxels that are drawn for each layer, at most. More cost time in proportion;
-    `None` for every voxel: each layer is then compared with its final self by streamed
-    moments, in any number of clouds, without intervals."""
-    measure: MeasureName = "svcca"
-    """Similarity. SVCCA keeps 99 % of the variance of each layer; PWCCA weighs all
-    directions by what they hold; CKA is led by the strongest directions."""
-    statistics: Statistics = "batch"
-    """What BatchNorm takes: the statistics of each batch of these clouds, as in
-    training, or the running ones that are saved, which lag hundreds of updates behind,
-    so that early networks are nearly silent."""
-    threshold: float = 0.9
-    """Similarity with the end of training from which on a layer counts as converged."""
-    checkpoints: int | None = None
-    """Checkpoints at most, evenly spaced; all of them if omitted."""
-    grids: int = 6
-    """Checkpoints at which all layers are compared with all."""
-    draws: int = 12
-    """Times that the clouds are drawn anew for the intervals; 0 leaves them out."""
-    out: Path | None = None
-    """Folder for analysis.json and the figures. If omitted: the run folder, or for
-    other data `analysis_<data>_<split>` in it."""
 
 
 def run_analysis(
@@ -141,9 +89,9 @@ def run_analysis(
     )
 
     def look(step: int) -> Pass:
-        found = view.look(read(step))
-        passes.append(found.pooled)
-        return Pass(*found.compared)
+        compared, pooled = view.look(read(step))
+        passes.append(pooled)
+        return compared
 
     settings = Settings(
         MEASURES[options.measure].measure,
@@ -258,17 +206,12 @@ class _View:
             statistics=options.statistics,
         )
 
-    def look(self, variables: dict[str, Any]) -> "_Look":
-        """The layers of a network with these variables."""
+    def look(self, variables: dict[str, Any]) -> tuple[Pass, Layers]:
+        """The layers of a network to compare, and all of them as means over clouds."""
         found = self._collect(variables)
-        compared = (found.pooled,) * 2 if self._by_clouds else found.by_choice
-        return _Look(compared, found.pooled)
-
-
-class _Look(NamedTuple):
-    compared: tuple[Layers, ...]
-    """On their own and on common datapoints."""
-    pooled: Layers
+        pooled = found.pooled
+        compared = (pooled, pooled) if self._by_clouds else found.by_choice
+        return Pass(*compared), pooled
 
 
 def _check_options(options: AnalyseOptions) -> None:

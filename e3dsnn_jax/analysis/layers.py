@@ -7,15 +7,14 @@
 Names are those of the activations that the network returns.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 
+from e3dsnn_jax.analysis.options import Values
 from e3dsnn_jax.data.loader import ShapeBatch
 from e3dsnn_jax.layer_shapes import LayerShape, describe_layers
-
-Values = Literal["membranes", "spikes"]
 
 _SPIKES = "/spikes"
 

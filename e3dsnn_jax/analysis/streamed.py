@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from e3dsnn_jax.analysis.activations import Statistics, apply_model, mean_over_time
+from e3dsnn_jax.analysis.activations import apply_model, mean_over_time
 from e3dsnn_jax.analysis.layers import LayerPlace
+from e3dsnn_jax.analysis.options import Statistics
 from e3dsnn_jax.data.loader import ShapeBatch
 from e3dsnn_jax.pooling import voxel_mask
 from svcca_jax.measure import Measure

@@ -51,6 +51,8 @@ def crop_scan(scan: Scan, box: Box) -> tuple[Scan, Bool[np.ndarray, " points"]]:
     Raises:
       ValueError: If no point is left.
     """
+    # Differs from reference: there points beyond are moved onto the walls of the box
+    # and keep their labels, see `clamp_scan_as_published`.
     kept = inside_box(scan.points, box)
     if not kept.any():
         low, high = scan.points.min(0).tolist(), scan.points.max(0).tolist()

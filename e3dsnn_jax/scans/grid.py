@@ -105,11 +105,9 @@ def _group(cells: np.ndarray, spans: list[int]) -> tuple[np.ndarray, np.ndarray]
 
 
 def random_points(grid: Grid, rng: np.random.Generator) -> Int[np.ndarray, " voxels"]:
-    """One point of each voxel, each with the same chance.
-
-    Differs from the published choice, which favours the first points of a voxel unless
-    their number divides that of the fullest voxel.
-    """
+    """One point of each voxel, each with the same chance."""
+    # Differs from reference: there the first points of a voxel are favoured, unless
+    # their number divides that of the fullest voxel.
     return grid.order[grid.starts + rng.integers(0, grid.counts)]
 
 

@@ -91,6 +91,8 @@ def to_ids(
     Raises:
       ValueError: If a class is neither `IGNORED` nor one of the map's.
     """
+    # Differs from reference: its inverse map writes -1 for points of no class, which
+    # becomes another id in an unsigned file.
     number = len(labels.id_of_class)
     low, high = int(classes.min(initial=0)), int(classes.max(initial=0))
     if low < IGNORED or high >= number:

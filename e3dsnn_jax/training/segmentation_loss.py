@@ -57,7 +57,8 @@ def cross_entropy_sums(
 
 
 def weighted_mean(sums: LossSums) -> Float[Array, ""]:
-    """Total over weight; 0 where no row had a class (torch gives NaN)."""
+    """Total over weight; 0 where no row had a class."""
+    # Differs from reference: torch gives NaN there, and the step would be lost.
     empty = sums.weight == 0
     return jnp.where(empty, 0.0, sums.total / jnp.where(empty, 1.0, sums.weight))
 
