@@ -68,8 +68,10 @@ def make_analysis() -> dict[str, Any]:
         "measure": "SVCCA, 99 % of the variance",
         "values": "spikes",
         "datapoints": "voxels",
+        "statistics": "batch",
         "clouds": 8,
         "split": "test",
+        "notes": [],
         "layers": LAYERS,
         "neurons": [16] * depth,
         "datapoints_of_layer": [1000 + place for place in range(depth)],
@@ -84,9 +86,8 @@ def make_analysis() -> dict[str, Any]:
         },
         "convergence": {
             "threshold": 0.9,
-            "steps": [None, *([4] * (depth - 1))],
+            "steps": [None, 4, *([6] * (depth - 2))],
             "rank_correlation": None,
-            "p_value": None,
             "question": "Do deeper layers converge later?",
         },
         "class_information": {
@@ -264,11 +265,11 @@ def test_curves_are_the_metrics(plots: dict[str, Any]):
 def test_similarity_over_training(plots: dict[str, Any]):
     analysis = make_analysis()
     (trace,) = plots["over_time"]["data"]
-    assert trace["z"] == [
-        list(row) for row in zip(*analysis["against_final"], strict=True)
-    ]
+    rows = zip(*analysis["against_final"], strict=True)
+    for drawn, row, base in zip(trace["z"], rows, analysis["baseline"], strict=True):
+        assert drawn == [*row, None, pytest.approx(base, rel=1e-5)]
     layout = plots["over_time"]["layout"]
-    assert layout["xaxis"]["ticktext"] == ["0", "2", "4", "6"]
+    assert layout["xaxis"]["ticktext"] == ["0", "2", "4", "6", "", "random"]
     # The word that all layers share is left out.
     assert layout["yaxis"]["ticktext"][24] == "stage6/block0/unit0"
     choice = plots["one_layer"]["choice"]
@@ -284,12 +285,14 @@ def test_similarity_over_training(plots: dict[str, Any]):
         assert update["x"][0] == there + there[::-1]
         assert baseline == pytest.approx([analysis["baseline"][place]] * 2, rel=1e-5)
         assert line == [row[place] for row in analysis["against_final"]]
-    assert "never stays above 0.9" in choice["captions"][0]
+    assert "stays above 0.9: never" in choice["captions"][0]
     assert (
-        "16 neurons, 1001 datapoints; stays above 0.9 from step 4"
+        "16 neurons, 1001 datapoints; stays above 0.9: from step 4"
         in (choice["captions"][1])
     )
-    assert plots["convergence"]["data"][0]["text"][:2] == ["never", "4"]
+    # The last step is the reference itself.
+    texts = plots["convergence"]["data"][0]["text"]
+    assert texts[:3] == ["never", "from step 4", "not before the end"]
 
 
 def test_grids_and_class_information_over_steps(plots: dict[str, Any]):
@@ -321,6 +324,12 @@ def test_analysis_without_intervals_and_classes(run: Path, tmp_path: Path):
     found = plots_of(page)
     assert found.keys() == FIGURES - {"cloud", "class_information_map"}
     assert "all of one class" in page
+    assert "own statistics" in page
+    note = "8 clouds are too few for layers of 16 neurons"
+    (folder / "analysis.json").write_text(json.dumps(analysis | {"notes": [note]}))
+    page = run_report(folder, clouds=0).path.read_text()
+    assert note in page
+    assert "all of one class" not in page
     for update in found["one_layer"]["choice"]["updates"]:
         assert update["x"][0] == update["y"][0] == []
         assert len(update["y"][2]) == len(STEPS)

@@ -12,7 +12,7 @@
 | `intervals` | `level`, `low`, `high`: the same over clouds drawn anew, or null |
 | `baseline` | the same for random activations [layers], of at most 2000 datapoints |
 | `grids` | `steps`, `values` [steps, layers, layers at the end], `baseline` |
-| `convergence` | `threshold`, `steps` of each layer, and the rank test of bottom-up |
+| `convergence` | `threshold`, `steps` of each layer, `rank_correlation` with depth |
 | `class_information` | `layers`, `classes`, `steps`, `baseline` [layers] and
 `values` [steps, layers, classes]; null if all clouds are of one class, or too few |
 | `notes` | what a reader must know |
@@ -90,7 +90,6 @@ def describe_analysis(analysis: Analysis) -> dict[str, Any]:
             "steps": settled.tolist(),
             # One run is no sample: no p-value.
             "rank_correlation": order.correlation,
-            "p_value": None,
             "question": "do lower blocks converge before higher ones?",
         },
         "class_information": analysis.classes

@@ -35,8 +35,7 @@ class Convergence(NamedTuple):
     steps: Float[np.ndarray, " layers"]
     """NaN for a layer that never does."""
     rank_correlation: float
-    """Of depth and step; NaN where it is not defined."""
-    p_value: float
+    """Of depth and step over the blocks; NaN where it is not defined."""
     question: str
 
 
@@ -58,8 +57,12 @@ class Analysis(NamedTuple):
     """What of a layer was compared: spikes or membranes."""
     datapoints: str
     """Rows of the matrices that were compared: voxels or clouds."""
+    statistics: str
+    """Whose means and variances BatchNorm took: batch or running."""
     clouds: int
     split: str
+    notes: tuple[str, ...]
+    """What a reader must know."""
     layers: tuple[str, ...]
     neurons: Float[np.ndarray, " layers"]
     datapoints_of_layer: Float[np.ndarray, " layers"]
@@ -71,7 +74,7 @@ class Analysis(NamedTuple):
     grids: Grids
     convergence: Convergence
     class_information: ClassInformation | None
-    """None if all clouds were of one class."""
+    """None if all clouds were of one class, or too few; `notes` say so."""
 
 
 def read_analysis(run: Path) -> Analysis | None:
@@ -92,8 +95,10 @@ def read_analysis(run: Path) -> Analysis | None:
         measure=str(file.take("measure")),
         values=str(file.take("values")),
         datapoints=str(file.take("datapoints")),
+        statistics=str(file.take("statistics")),
         clouds=file.whole("clouds"),
         split=str(file.take("split")),
+        notes=file.names("notes"),
         layers=layers,
         neurons=file.array((depth,), "neurons"),
         datapoints_of_layer=file.array((depth,), "datapoints_of_layer"),
@@ -115,7 +120,6 @@ def read_analysis(run: Path) -> Analysis | None:
             threshold=file.number("convergence", "threshold"),
             steps=file.array((depth,), "convergence", "steps"),
             rank_correlation=file.number("convergence", "rank_correlation"),
-            p_value=file.number("convergence", "p_value"),
             question=str(file.take("convergence", "question")),
         ),
         class_information=_read_classes(file),

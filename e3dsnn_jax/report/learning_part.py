@@ -22,6 +22,9 @@ from e3dsnn_jax.report.plots import (
     lines,
 )
 
+_STATISTICS = {"batch": "each batch's own statistics", "running": "running averages"}
+"""How the page names what BatchNorm took."""
+
 
 def dynamics_section(contents: Contents) -> Section:
     """When each layer reached its final state, and which layers are alike."""
@@ -31,8 +34,9 @@ def dynamics_section(contents: Contents) -> Section:
     intro = (
         f"{analysis.measure}, of {analysis.values}, datapoints are "
         f"{analysis.datapoints}, {analysis.clouds} clouds of the {analysis.split} "
-        f"split. 1 is the same up to a linear map; the random baseline is what "
-        "unrelated activations of the same shape reach."
+        f"split; BatchNorm by {_STATISTICS.get(analysis.statistics, '?')}. 1 is the "
+        "same up to a linear map; the random baseline is what unrelated activations of "
+        "the same shape reach."
     )
     parts: tuple[Part, ...] = (
         Paragraph(intro),
@@ -53,7 +57,7 @@ def class_section(contents: Contents) -> Section:
         return Section("class_information", title, (_missing(contents),))
     found = analysis.class_information
     if found is None:
-        text = (
+        text = " ".join(analysis.notes) or (
             "The analysed clouds are all of one class: there is nothing to tell apart."
         )
         return Section("class_information", title, (Paragraph(text),))
@@ -92,12 +96,13 @@ def _missing(contents: Contents) -> Paragraph:
 
 
 def _over_time(analysis: Analysis) -> Plot:
+    blank = np.full(len(analysis.layers), np.nan)
     return heat_map(
         "over_time",
         "Each layer at each step against its final state",
-        analysis.against_final.T,
+        np.column_stack([analysis.against_final.T, blank, analysis.baseline]),
         rows=layer_labels(analysis.layers),
-        columns=[str(step) for step in analysis.steps],
+        columns=[*(str(step) for step in analysis.steps), "", "random"],
         x_title="training step",
         y_title="layer, input on top",
         colour_title="similarity",
@@ -115,7 +120,7 @@ def _convergence(analysis: Analysis) -> Plot:
         [("step", [step or 0 for step in steps], GREEN)],
         x_title="training step",
         hover="%{y}: step %{x}<extra></extra>",
-        texts=["never" if step is None else str(step) for step in steps],
+        texts=[_say_when(analysis, step) for step in steps],
         range=[0, 1.12 * analysis.steps[-1]],
     )
 
@@ -197,16 +202,20 @@ def _band(analysis: Analysis, place: int) -> tuple[list[int], list[float]]:
 def _band_name(analysis: Analysis) -> str:
     if analysis.intervals is None:
         return "no intervals"
-    return f"{analysis.intervals.level:.0%} interval, bootstrap over clouds"
+    return f"{analysis.intervals.level:.0%} interval, clouds drawn anew"
+
+
+def _say_when(analysis: Analysis, step: int | None) -> str:
+    """When a layer had converged; at the last step it is itself in any case."""
+    if step is None:
+        return "never"
+    return "not before the end" if step == analysis.steps[-1] else f"from step {step}"
 
 
 def _describe_layer(analysis: Analysis, place: int) -> str:
-    step = analysis.convergence.steps[place]
-    reached = (
-        f"never stays above {analysis.convergence.threshold:g}"
-        if math.isnan(step)
-        else f"stays above {analysis.convergence.threshold:g} from step {int(step)} on"
-    )
+    found = analysis.convergence.steps[place]
+    when = _say_when(analysis, None if math.isnan(found) else int(found))
+    reached = f"stays above {analysis.convergence.threshold:g}: {when}"
     return (
         f"{analysis.neurons[place]:.0f} neurons, "
         f"{analysis.datapoints_of_layer[place]:.0f} datapoints; {reached}; random "
@@ -256,8 +265,8 @@ def _answer(analysis: Analysis) -> str:
     found = analysis.convergence
     question = found.question[:1].upper() + found.question[1:]
     if math.isnan(found.rank_correlation):
-        return f"{question} The rank test is not defined for these steps."
+        return f"{question} No order is defined for these steps."
     return (
-        f"{question} Rank correlation of depth and step of convergence: "
-        f"{found.rank_correlation:.2f} (p = {found.p_value:.2g})."
+        f"{question} Rank correlation of depth and step of convergence, over the "
+        f"outputs of the blocks: {found.rank_correlation:.2f}, where 1 is bottom-up."
     )
