@@ -19,9 +19,9 @@ the passes in which a guide looks at its clouds, though not SVCCA itself. The co
 operations are what XLA says of the compiled step; it counts the body of a loop once,
 and a convolution on a CPU is a loop over blocks of pairs.
 
-`--seeds 0` times the stages alone: on two busy cores a step with 2, 4, 6 and 9 of the 9
-blocks frozen took 0.85, 0.61, 0.55 and 0.24 of the time of one without, with 69, 46, 22
-and 0 % of the products backward.
+`--seeds 0` times the stages alone (a minute): on two quiet cores a step with 0, 2, 4, 6
+and 9 of the 9 blocks frozen took 45, 37, 33, 28 and 14 ms, with 100, 69, 46, 22 and 0 %
+of the products backward.
 
 Measured with `--epochs 3` (375 steps), mean and standard deviation of three seeds:
 
